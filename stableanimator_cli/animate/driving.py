@@ -53,7 +53,8 @@ def open_driving(
 
     In a plain video people are detected, with ``detectors`` opened when needed; ``people`` selects some, and the
     detectors for that. The misalignment with the person of ``reference`` uint8[h,w,3] is reported. ``count_only``
-    counts a plain video's frames and detects nothing; ``detectors`` then only has to raise what opening them would.
+    counts a plain video's frames, detects and draws nothing; ``detectors`` then only has to raise what opening them
+    would.
     ``facts`` of the model's backbone: the style of skeletons and further driving videos.
     Raises ``BadInput`` with file and frame, ``ModelMissing`` for a plain video without detectors, ``NoPerson`` if it
     shows no person, or not the one of ``--person``, ``ConfigError`` if people are named and only images are known.
@@ -104,7 +105,7 @@ class _Source:
 
     @property
     def _frames(self) -> DrivingFrames:
-        return DrivingFrames(self.config, self.reporter, self.facts)
+        return DrivingFrames(self.config, self.reporter, self.facts, draws=not self.count_only)
 
     @property
     def _range(self) -> tuple[int | None, int | None]:

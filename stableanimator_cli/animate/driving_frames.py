@@ -69,11 +69,12 @@ SKELETONS: Mapping[str, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
 
 @dataclass(frozen=True, slots=True)
 class DrivingFrames:
-    """Builds the driving motion at the output's size and rate."""
+    """Builds the driving motion at the output's size and rate, without ``draws`` of black frames, as a plan needs."""
 
     config: AnimateConfig
     reporter: Reporter
     facts: BackboneFacts
+    draws: bool = True
 
     def with_face_crops(self, driving: Driving, clip: Clip, motion: Motion) -> Driving:
         """Add crops of the face in ``clip``, from which ``motion`` was detected."""
@@ -87,15 +88,13 @@ class DrivingFrames:
 
     def counted(self, clip: Clip) -> Driving:
         """A plain video's motion as black frames: enough for a plan."""
-        width, height = self.config.size
-        black = PoseFrames(self.config.size, [np.zeros((height, width, 3), np.uint8)])
         times = [time for time, _ in clip.frames()]
         known = [time for time in times if time is not None]
         if len(known) < max(2, len(times)):
             order, rate = range(len(times)), self.config.fps or clip.fps or UNTIMED_FPS
         else:
             order, rate = _at_rate(known, clip.fps or mean_rate(known), self.config.fps)
-        skeletons = black.reordered([0] * len(order))
+        skeletons = self._black(len(order))
         detects = self.facts.skeleton is not None
         return Driving(
             skeletons=skeletons, fps=rate, source_size=clip.size, audio=None, undetected=detects,
@@ -154,16 +153,7 @@ class DrivingFrames:
         if not motion.present[list(indices)].any():
             raise BadInput(path, "no person in any frame", "at least one person", hint="choose other --frames")
         fitted = self.transform(motion.size, path).transform_motion(motion)
-
-        draw = SKELETONS[self.facts.skeleton or STYLE]
-
-        def skeleton_images() -> Iterator[np.ndarray]:
-            with self.reporter.progress(len(indices), "draw skeletons", "frame") as bar:
-                for index in indices:
-                    yield draw(fitted.keypoints[index][fitted.present[index]], self.config.size)
-                    bar.update()
-
-        skeletons = PoseFrames(self.config.size, skeleton_images())
+        skeletons = self._drawn(fitted, indices) if self.draws else self._black(len(indices))
         order, rate, motion_times = range(len(indices)), self.config.fps or UNTIMED_FPS, None
         if motion.times is not None:
             times = [motion.times[index] for index in indices]
@@ -185,6 +175,21 @@ class DrivingFrames:
             motion_frames=tuple(indices[index] for index in order),
             motion_times=motion_times,
         )
+
+    def _drawn(self, motion: Motion, indices: Sequence[int]) -> PoseFrames:
+        draw = SKELETONS[self.facts.skeleton or STYLE]
+
+        def images() -> Iterator[np.ndarray]:
+            with self.reporter.progress(len(indices), "draw skeletons", "frame") as bar:
+                for index in indices:
+                    yield draw(motion.keypoints[index][motion.present[index]], self.config.size)
+                    bar.update()
+
+        return PoseFrames(self.config.size, images())
+
+    def _black(self, count: int) -> PoseFrames:
+        width, height = self.config.size
+        return PoseFrames(self.config.size, [np.zeros((height, width, 3), np.uint8)]).reordered([0] * count)
 
 
 def _faces(motion: Motion) -> np.ndarray:

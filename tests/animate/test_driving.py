@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stableanimator_cli.animate import driving_video
+from stableanimator_cli.animate import driving_frames, driving_video
 from stableanimator_cli.animate.driving import open_driving
 from stableanimator_cli.animate.driving_frames import Driving
 from stableanimator_cli.animate.inputs import check_motion
@@ -245,6 +245,18 @@ def test_a_plan_counts_a_plain_video_and_detects_nothing(tmp_path):
     path = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(12), fps=12)
     plan = driven(path, size=drawn.SIZE, count_only=True)
     assert (plan.fps, len(plan.skeletons)) == (12, 12)
+
+
+@pytest.mark.parametrize("form", ["npz", "clip folder", "json file"])
+def test_a_plan_of_keypoints_draws_nothing(tmp_path, form, monkeypatch):
+    path = in_form(form, tmp_path, 12)
+    run = driven(path, fps=Fraction(20))
+    monkeypatch.setattr(driving_frames, "SKELETONS", {})
+    plan = driven(path, fps=Fraction(20), count_only=True)
+    assert (plan.fps, len(plan.skeletons)) == (run.fps, len(run.skeletons))
+    assert (plan.motion_frames, plan.numbers) == (run.motion_frames, run.numbers)
+    np.testing.assert_array_equal(plan.faces, run.faces)
+    assert not pictures(plan).any()
 
 
 def test_times_that_a_container_rounded_leave_the_rate_of_the_video(tmp_path, detectors):

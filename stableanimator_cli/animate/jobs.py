@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -201,9 +202,11 @@ def _paths_of(output: str) -> AnimateConfig | None:
 def _check_outputs(jobs: Sequence[Mapping[str, Any]], paths: Sequence[AnimateConfig], state: Path) -> None:
     """No two jobs write one file, folder or record, and none writes what another one reads."""
     check_replaceable(state)
-    records, targets = Counter(path.record_path.resolve() for path in paths), {path.target.resolve() for path in paths}
-    twice = next((path for path in paths if records[path.record_path.resolve()] > 1), None)
-    twice = twice or next((path for path in paths if not targets.isdisjoint(path.target.resolve().parents)), None)
+    records, targets = [path.record_path.resolve() for path in paths], [path.target.resolve() for path in paths]
+    counts, taken = Counter(records), set(targets)
+    equal = (path for path, record in zip(paths, records, strict=True) if counts[record] > 1)
+    within = (path for path, target in zip(paths, targets, strict=True) if not taken.isdisjoint(target.parents))
+    twice = next(itertools.chain(equal, within), None)
     if twice is not None:
         hint = "outputs that differ in their endings alone, as a.mp4 and a.gif, share the record a.json"
         raise ConfigError("--jobs", str(twice.target), "another output for each job", hint=hint)

@@ -26,9 +26,12 @@ def options_without_effect(config: AnimateConfig, model: ModelFolder, flags: Map
 def _reasons(config: AnimateConfig, model: ModelFolder, *, typed: bool) -> Iterator[tuple[tuple[str, ...], str]]:
     refine, sampling = config.refine, config.sampling
     if refine.face == "off":
-        by = "--refine-face off" if typed else "by a config file or the model's card"
-        if not typed and config.preset in ("quick", "fast"):
+        if typed:
+            by = "--refine-face off"
+        elif config.preset in ("quick", "fast"):
             by = f"preset {config.preset}"
+        else:
+            by = "by a config file or the model's card"
         yield _OF_OPTIMISATION, f"faces are not optimised ({by}): add --refine-face crop to optimise them"
     elif refine.iterations == 0:
         rest = tuple(name for name in _OF_OPTIMISATION if name != "refine_iters")

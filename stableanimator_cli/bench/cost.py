@@ -15,8 +15,8 @@ from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_mo
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.diffusion.face_optimization import Box
 from stableanimator_cli.engine.decoder import FaceDecoder
+from stableanimator_cli.engine.engine import check_cache_layers
 from stableanimator_cli.engine.memory.profile import prepare_context
-from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.nets.arcface import crop_resize
 from stableanimator_cli.nets.context import Context
 from stableanimator_cli.records import STRIDE, ModelFolder
@@ -184,8 +184,7 @@ def cached_cost(
     """
     unet: Any = build_on_meta(model, "unet", dtype)
     for count in layers:
-        if not 1 <= count <= unet.num_up_layers:
-            raise ConfigError("sampling.cache_layers", count, f"1 to {unet.num_up_layers} with this model")
+        check_cache_layers(unet, count)
     options = {"device": "meta", "dtype": dtype}
     token, (width, height) = unet.config["cross_attention_dim"], (side // STRIDE for side in size)
     inputs = (

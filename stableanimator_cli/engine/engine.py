@@ -54,6 +54,7 @@ from stableanimator_cli.engine.group_offload import GroupOffload
 from stableanimator_cli.engine.weights import recogniser
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.nets.compiled import CompiledBlocks
+from stableanimator_cli.nets.denoising_unet import DenoisingUNet
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.memory_format import set_channels_last
 from stableanimator_cli.nets.quantized import quantize_weights
@@ -263,8 +264,8 @@ class Engine:
         if unet.run is call_block:
             unet.run = self._block_runner()
         call_unet = GraphedCalls(unet, Recorder(self.plan.device)) if config.cuda_graphs else unet
-        if deep is not None and deep.layers > unet.num_up_layers:
-            raise ConfigError("sampling.cache_layers", deep.layers, f"1 to {unet.num_up_layers} with this model")
+        if deep is not None:
+            check_cache_layers(unet, deep.layers)
         contexts = conditioning.contexts(guided=is_guided(*guidance))
         if prepared:
             with torch.no_grad(), self._attentions_on_device(unet):
@@ -342,6 +343,12 @@ class EngineCache:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+
+def check_cache_layers(unet: DenoisingUNet, layers: int) -> None:
+    """Raise ``ConfigError`` for ``layers`` of ``DeepFeatureCache`` that the UNet's decoder does not have."""
+    if not 1 <= layers <= unet.num_up_layers:
+        raise ConfigError("sampling.cache_layers", layers, f"1 to {unet.num_up_layers} with this model")
 
 
 def _file_states(model: ModelFolder) -> frozenset[tuple[object, ...]]:

@@ -6,6 +6,7 @@ MPEG-TS and MPEG-PS declare none, so that a truncated one cannot be recognised.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,10 +20,12 @@ _GIF_PICTURE, _GIF_EXTENSION = 0x2C, 0x21  # GIF89a, 20 and 23 to 26
 
 def early_end(path: Path, container: str) -> str | None:
     """The problem of a file that ends before the end it declares, else None. ``container`` is FFmpeg's name of it."""
+    if container not in ("gif", *_ENDS):
+        return None
     with path.open("rb") as file:
         if container == "gif":
             return "the end of the data within a frame" if _ends_within_gif_frame(file) else None
-        end = _end_of_asf(file) if container == "asf" else _end_of_avi(file) if container == "avi" else None
+        end = _ENDS[container](file)
         size = file.seek(0, 2)
     return f"the end of the data after {size} of {end} bytes" if end is not None and size < end else None
 
@@ -75,3 +78,6 @@ def _end_of_avi(file: BinaryIO) -> int | None:
         end = file.tell() - 4 + size
         file.seek(end + size % 2)
     return None if end is None else end - _RIFF_SLACK
+
+
+_ENDS: Mapping[str, Callable[[BinaryIO], int | None]] = {"asf": _end_of_asf, "avi": _end_of_avi}

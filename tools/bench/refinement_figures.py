@@ -30,6 +30,7 @@ import numpy as np
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate.run import run
+from stableanimator_cli.bench.frontier_cases import face_slice, sharpness
 from stableanimator_cli.bench.harness import Interval, bootstrap_interval
 from stableanimator_cli.bench.rows import ResumableRows, weight_digests
 from stableanimator_cli.config.parse import parse_size
@@ -60,6 +61,7 @@ FIGURES = {
     "judge": "similarity by the judge",
     "recogniser": "similarity by the recogniser",
     "face_psnr": "PSNR of faces, dB",
+    "sharpness": "sharpness of faces",
     "background_psnr": "PSNR of the rest, dB",
 }
 PAPER_STEPS = 12
@@ -69,7 +71,7 @@ _LARGER = 4  # sides of the reference relative to the video's, as for photograph
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One video. Similarities are mean cosines over frames that show a face; PSNR is over all their pixels."""
+    """One video. Similarities and sharpness are means over frames that show a face; PSNR is over all their pixels."""
 
     puppet: int
     seed: int
@@ -78,6 +80,7 @@ class Case:
     judge: float
     recogniser: float
     face_psnr: float
+    sharpness: float
     background_psnr: float
 
     @property
@@ -104,6 +107,7 @@ class Plan:
             "frames": self.frames,
             "steps": self.steps,
             "paper_steps": self.paper_steps,
+            "figures": list(FIGURES),
         }
         weights = weight_digests(model, (*NETWORKS, "face", "judge"))
         return {**settings, "card": dict(model.defaults), "weights": weights}
@@ -158,12 +162,15 @@ def score_video(video: np.ndarray, scene: Scene, judges: Judges) -> dict[str, fl
     expected = judges.vectors(front.image, front.landmarks[0])
     if expected is None:
         raise ValueError("a reference image without a face")
-    cosines, inside, outside = [], [], []
+    cosines, inside, outside, sharp = [], [], [], []
     for image, target in zip(video, scene.clip(), strict=True):
         error = image.astype(np.float64) - target.image
         face = face_mask(target)
         inside.append(error[face].ravel())
         outside.append(error[~face].ravel())
+        if face.any():
+            region = face_slice(target.face_boxes[0], (target.image.shape[1], target.image.shape[0]))
+            sharp.append(sharpness(image, target.image, region))
         actual = judges.vectors(image, target.landmarks[0]) if face.any() else None
         if actual is not None:
             cosines.append([float(a @ b) for a, b in zip(actual, expected, strict=True)])
@@ -172,6 +179,7 @@ def score_video(video: np.ndarray, scene: Scene, judges: Judges) -> dict[str, fl
         "judge": float(judge),
         "recogniser": float(recogniser),
         "face_psnr": _psnr(np.concatenate(inside)),
+        "sharpness": float(np.mean(sharp)) if sharp else float("nan"),
         "background_psnr": _psnr(np.concatenate(outside)),
     }
 
@@ -252,8 +260,9 @@ def describe(cases: Sequence[Case], plan: Plan) -> str:
     steps = "the model's" if plan.steps is None else str(plan.steps)
     return (
         f"Up to {puppets} puppets of the test split, {seeds} seed(s), {plan.frames} frames of {width}x{height}, "
-        f"{steps} steps (`paper`: {plan.paper_steps}). Cosines with the reference at the drawn face, PSNR against "
-        "the drawn truth; means with 95 % bootstrap intervals over puppets, paired differences."
+        f"{steps} steps (`paper`: {plan.paper_steps}). Cosines with the reference at the drawn face, PSNR and "
+        "sharpness (RMS of the luma's Laplacian in the face over the truth's) against the drawn truth; means with 95 % "
+        "bootstrap intervals over puppets, paired differences."
     )
 
 

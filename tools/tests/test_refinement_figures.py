@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ PLAN = figures.Plan(model="puppet", size=(64, 64), frames=2, steps=1)
 def case(puppet: int, seed: int, mode: str, judge: float) -> figures.Case:
     return figures.Case(
         puppet=puppet, seed=seed, mode=mode, frames=2, judge=judge, recogniser=judge, face_psnr=20.0,
-        background_psnr=30.0,
+        sharpness=0.8, background_psnr=30.0,
     )  # fmt: skip
 
 
@@ -43,9 +44,19 @@ def fake_videos(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
 def test_the_truth_itself_is_perfect_but_for_its_background(fake_videos: list, tmp_path: Path):
     (measured,) = figures.cases(PLAN, 1, 1, ["off"], tmp_path)
     assert measured.face_psnr > 100
+    assert measured.sharpness == pytest.approx(1, abs=0.01)  # the Laplacian at the box's border sees the background
     assert measured.background_psnr == pytest.approx(48.13, abs=0.01)  # an error of one level
     assert measured.judge > 0.5  # another pose of the same person
     assert measured.recogniser > 0.3
+
+
+def test_a_blurred_face_is_less_sharp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def blurred(scene: Scene, *_: object) -> np.ndarray:
+        return np.stack([cv2.GaussianBlur(frame.image, (0, 0), 1.0) for frame in scene.clip()])
+
+    monkeypatch.setattr(figures, "animate", blurred)
+    (measured,) = figures.cases(PLAN, 1, 1, ["off"], tmp_path)
+    assert 0.05 < measured.sharpness < 0.7
 
 
 def test_stored_cases_are_not_measured_again(fake_videos: list, tmp_path: Path):
@@ -104,7 +115,7 @@ def test_cases_of_other_settings_are_refused(fake_videos: list, tmp_path: Path, 
 
 def test_a_case_without_a_face_has_no_similarity():
     row = {"puppet": 0, "seed": 0, "mode": "off", "frames": 2, "judge": None, "recogniser": None}
-    assert np.isnan(figures.case_of(row | {"face_psnr": 1.0, "background_psnr": 2.0}).judge)
+    assert np.isnan(figures.case_of(row | {"face_psnr": 1.0, "sharpness": None, "background_psnr": 2.0}).judge)
 
 
 def test_seeds_are_averaged_before_puppets_are_resampled():

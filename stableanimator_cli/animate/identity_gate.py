@@ -95,9 +95,16 @@ class Identity:
         return len(failed), float("inf") if np.isnan(self.mean) else -self.mean
 
     def _means(self, plan: WindowPlan, has_anchor: bool) -> list[float]:
-        """Per window, the mean over its frames that show a face."""
-        windows = [self.similarity[[frame - has_anchor for frame in w.frames if frame >= has_anchor]] for w in plan]
-        return [Identity(similarity=similarity).mean for similarity in windows]
+        """Per window, the mean over its frames that show a face.
+
+        Frame 0, the anchor of all windows, counts in the first alone: it would hide what the others show.
+        """
+        means = []
+        for index, window in enumerate(plan):
+            first = int(has_anchor or index > 0)
+            frames = [frame - has_anchor for frame in window.frames if frame >= first]
+            means.append(Identity(similarity=self.similarity[frames]).mean)
+        return means
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,6 +101,20 @@ def test_a_redraw_that_loses_the_face_does_not_pass(monkeypatch):
     assert (number, gate.failed) == (0, (1, 2))
 
 
+@pytest.mark.parametrize("blend", ["smooth", "shifted", "upstream"])
+def test_the_first_frame_counts_in_its_own_window_alone(blend):
+    """Every window holds frame 0: its face would hide what a later window shows, or that it shows none."""
+    plan = plan_windows(7, length=4, overlap=0, blend=blend)
+    last = {frame for frame in plan.windows[-1].frames if frame > 0}
+    for value in (0.4, NONE):
+        found = Identity(similarity=np.array([value if frame in last else 1.0 for frame in range(7)]))
+        failed, unmeasured = found.failing(plan, 0.5, False), found.unmeasured(plan, False)
+        assert (len(plan) - 1 in failed, len(plan) - 1 in unmeasured) == (value == 0.4, value != 0.4)
+        assert 0 not in (*failed, *unmeasured)
+    lost = Identity(similarity=np.array([1.0, 1.0, 1.0, 1.0, NONE, NONE, NONE]))
+    assert lost.failing(plan_windows(7, length=4, overlap=0), 0.5, False, had_face={1}) == [1]
+
+
 @pytest.mark.parametrize(
     ("windows", "result", "words"),
     [

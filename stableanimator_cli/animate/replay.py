@@ -87,9 +87,12 @@ class Replay:
         return str(self.replay)
 
 
-def replay(video: Path, *, output: Path | None = None, reporter: Reporter | None = None) -> Replay:
+def replay(
+    video: Path, *, output: Path | None = None, restart: bool = False, reporter: Reporter | None = None
+) -> Replay:
     """Repeat the run recorded in ``OUT.json`` beside ``video``, into ``output`` (default ``OUT.replay.mp4``).
 
+    Resumes an interrupted replay, unless ``restart``; one of another record is refused without it.
     Raises ``CheckFailed`` before rendering if inputs or weights differ from the record, ``BadInput`` if there is no
     record. A different device or different versions are reported; the result shows whether they matter.
     """
@@ -130,7 +133,7 @@ def replay(video: Path, *, output: Path | None = None, reporter: Reporter | None
 
         before = _file_identity(replayed)
         try:
-            run_pipeline(config, model, use_face=use_face, reporter=reporter)
+            run_pipeline(config, model, use_face=use_face, restart=restart, reporter=reporter)
         except CheckFailed as error:
             if _file_identity(replayed) == before:  # not written now
                 raise

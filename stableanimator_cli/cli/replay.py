@@ -24,6 +24,7 @@ AgainOpt = Annotated[
 def replay(
     video: VideoArg,
     output: AgainOpt = None,
+    restart: options.RestartOpt = False,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
     progress: options.ProgressOpt = "bar",
@@ -38,7 +39,7 @@ def replay(
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.animate.replay import replay  # imports numpy; torch is imported after the record is read
 
-    report = replay(video, output=output, reporter=reporter)
+    report = replay(video, output=output, restart=restart, reporter=reporter)
     reporter.result(report.to_json(), report.summary())
     if not report.exit_code:
         reporter.info(report.message)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from stableanimator_cli.animate import fingerprint
+from stableanimator_cli.animate import checkpoint, fingerprint
 from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.cli.verbs import app
 from stableanimator_cli.config.animate import AnimateConfig
-from stableanimator_cli.errors import BadInput, CheckFailed, ModelMissing
+from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, Interrupted, ModelMissing
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import VideoWriter, open_clip
 from stableanimator_cli.motion.motion_file import save_motion
@@ -39,10 +39,15 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run in a folder of its own, with paths as somebody types them there."""
     folder = shutil.copytree(made, tmp_path / "run")
     monkeypatch.chdir(folder)
-    flags = {"reference": "person.png", "motion": "poses.npz", "output": "out.mp4", "model": "model/tiny"}
-    more = {"window": 4, "allow_no_face": True, "device": "cpu", "steps": 1, "guidance": 1.0, "preview": True}
-    run(flags={name: Path(path) if name != "model" else path for name, path in flags.items()} | more)
+    animated()
     return folder
+
+
+def animated(**more: Any) -> None:
+    """Make ``out.mp4``; ``more`` are options."""
+    flags = {"reference": "person.png", "motion": "poses.npz", "output": "out.mp4", "model": "model/tiny"}
+    usual = {"window": 4, "allow_no_face": True, "device": "cpu", "steps": 1, "guidance": 1.0, "preview": True}
+    run(flags={name: Path(path) if name != "model" else path for name, path in flags.items()} | usual | more)
 
 
 def change(file: Path, **rows: Any) -> None:
@@ -97,6 +102,24 @@ def test_another_seed_differs_in_every_frame(place: Path) -> None:
     assert report.exit_code == 8
     assert report.frames is not None
     assert (report.frames.then, report.frames.differing, report.frames.first) == (5, 5, 0)
+
+
+def test_an_interrupted_replay_of_a_run_that_was_made_again_can_start_over(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint is of the earlier run: the way out that the message names has to exist."""
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoWriter, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(Interrupted) as broken:
+            replay(place / "out.mp4")
+    assert "--restart starts over" in str(broken.value.hint)
+    animated(seed=1)
+    with pytest.raises(ConfigError) as refused:
+        replay(place / "out.mp4")
+    assert "add --restart to start over" in str(refused.value.hint)
+    code, said = asked("out.mp4", "--restart")
+    assert (code, said["repeats"]) == (0, True)
 
 
 def test_a_video_that_is_not_its_records_is_said_though_the_run_repeats(place: Path) -> None:

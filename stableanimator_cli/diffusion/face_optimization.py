@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal, Protocol
 
 import torch
@@ -64,7 +65,7 @@ class FaceOptimizationSettings:
     ``steps`` is a half-open range of denoising steps. Adam's ``lr`` is constant, or lr (1 - step/steps) if ``linear``.
     ``anchor`` ``background`` fixes latents outside the boxes dilated by ``mask_dilation`` latents; ``crop`` always
     does. ``chunk`` latents along time are decoded together. A face whose cosine is ``target`` or more is not pulled
-    further; a step ends when no face is below it.
+    further, and latents without another one rest; a step ends when no face is below it.
     """
 
     mode: Mode
@@ -150,25 +151,43 @@ class FaceOptimization:
         with self.decoder.with_recorded_stats(denoised, chunks) if crops else nullcontext():
             for _ in range(self.settings.iterations):
                 adam.zero_grad()
-                similarities.append(sum(self._backward(variable, chunk, faces) for chunk in chunks) / faces)
+                sums, reached = zip(*(self._backward(variable, chunk, faces) for chunk in chunks), strict=True)
+                similarities.append(sum(sums) / faces)
                 if variable.grad is None:  # every face has reached the target
                     break
                 if mask is not None:
                     variable.grad.mul_(mask)  # Adam normalises gradients: only zeros do not move
+                resting = list(chain.from_iterable(reached))
+                before = variable.detach()[resting]
                 adam.step()
+                variable.detach()[resting] = before  # Adam's momentum would pull them further
         frames = self._count_frames(len(denoised))
         self.log.append(RefineLogEntry(step.index, similarities[0], similarities[-1], faces, frames))
         return variable.detach()
 
-    def _backward(self, variable: Tensor, chunk: range, faces: int) -> float:
-        """Add one chunk's part of the gradient; return the sum of its cosines."""
+    def _backward(self, variable: Tensor, chunk: range, faces: int) -> tuple[float, list[int]]:
+        """Add one chunk's part of the gradient; return the sum of its cosines, and its latents whose faces have all
+        reached the target."""
         similarities = self._similarities(variable, chunk)
-        losses, target = (1 - similarities).abs(), self.settings.target
+        losses, target, reached = (1 - similarities).abs(), self.settings.target, []
         if target is not None:
-            losses = losses[similarities.detach() < target]
+            pulled = similarities.detach() < target
+            losses = losses[pulled]
+            reached = self._without(chunk, pulled.tolist())
         if len(losses):
             (losses.sum() / faces).backward()
-        return float(similarities.detach().sum())
+        return float(similarities.detach().sum()), reached
+
+    def _without(self, chunk: range, pulled: Sequence[bool]) -> list[int]:
+        """The chunk's latents with faces of which none is ``pulled``: a bool per face, in the order of the cosines."""
+        shown = [frame for one in self.targets for frame in self.decoder.frames(chunk) if one.boxes[frame] is not None]
+        moving = {frame for frame, pull in zip(shown, pulled, strict=True) if pull}
+        latents = {index: self.decoder.frames(range(index, index + 1)) for index in chunk}
+        return [
+            index
+            for index, frames in latents.items()
+            if any(frame in shown for frame in frames) and moving.isdisjoint(frames)
+        ]
 
     def _similarities(self, latents: Tensor, chunk: range) -> Tensor:
         """Cosine of every face of a chunk with its own target [faces]."""

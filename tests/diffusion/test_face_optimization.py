@@ -313,3 +313,27 @@ def test_a_face_above_the_target_is_not_pulled_while_another_one_is():
     moved = [not torch.equal(a, b) for a, b in zip(refined, clean(), strict=True)]
     assert moved == [similarity < middle for similarity in similarities]
     assert set(moved) == {False, True}
+
+
+@pytest.mark.parametrize("mode", ["full", "crop"])
+@pytest.mark.parametrize("chunk", [1, FRAMES])
+def test_a_face_that_has_reached_the_target_rests_while_others_are_pulled(mode, chunk):
+    """Adam moves on by its momentum where the gradient has ended."""
+    once = hook(target(), mode=mode, iterations=1, chunk=chunk)
+    after = once(clean(), STEP)
+    similarities = once._similarities(after, range(FRAMES))
+    first = int(similarities.argmax())
+    goal = float(similarities.max()) - 1e-4
+    refined = hook(target(), mode=mode, iterations=6, target=goal, chunk=chunk)(clean(), STEP)
+    assert torch.equal(refined[first], after[first])
+    assert not any(torch.equal(refined[other], after[other]) for other in range(FRAMES) if other != first)
+
+
+def test_a_person_above_the_target_does_not_hold_the_frame_of_another():
+    pair = target(), replace(target(box=(40, 40, 63, 63)), vector=-target().vector)
+    similarities = hook(*pair)._similarities(clean(), range(FRAMES)).view(2, FRAMES)
+    goal = float(similarities.max(dim=0).values.min()) - 1e-6  # in every frame one of the two is above
+    refined = hook(*pair, iterations=1, target=goal)(clean(), STEP)
+    below = (similarities < goal).any(dim=0).tolist()
+    assert [not torch.equal(a, b) for a, b in zip(refined, clean(), strict=True)] == below
+    assert any(below)

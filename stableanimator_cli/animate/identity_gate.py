@@ -97,12 +97,14 @@ class Identity:
     def _means(self, plan: WindowPlan, has_anchor: bool) -> list[float]:
         """Per window, the mean over its frames that show a face.
 
-        Frame 0, the anchor of all windows, counts in the first alone: it would hide what the others show.
+        Frame 0, the anchor of all windows, counts in the first alone, and frames of weight 0 are another window's: they
+        would hide what this one shows.
         """
         means = []
         for index, window in enumerate(plan):
             first = int(has_anchor or index > 0)
-            frames = [frame - has_anchor for frame in window.frames if frame >= first]
+            drawn = [frame for frame, weight in zip(window.frames, window.weights, strict=True) if weight > 0]
+            frames = [frame - has_anchor for frame in drawn if frame >= first]
             means.append(Identity(similarity=self.similarity[frames]).mean)
         return means
 

@@ -16,7 +16,7 @@ from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, Sampli
 from stableanimator_cli.animate.identity_gate import GateResult, Identity
 from stableanimator_cli.animate.pipeline import AnimateJob
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
-from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.diffusion.windows import Window, WindowPlan, plan_windows
 from stableanimator_cli.engine.render import RenderRequest
 from stableanimator_cli.progress import WarningLog
 from tests.animate.clips import Heard
@@ -113,6 +113,15 @@ def test_the_first_frame_counts_in_its_own_window_alone(blend):
         assert 0 not in (*failed, *unmeasured)
     lost = Identity(similarity=np.array([1.0, 1.0, 1.0, 1.0, NONE, NONE, NONE]))
     assert lost.failing(plan_windows(7, length=4, overlap=0), 0.5, False, had_face={1}) == [1]
+
+
+def test_frames_that_an_earlier_segment_draws_count_there_alone():
+    """To sample the second segment again would not change the frames that it continues."""
+    segments = (Window((0, 1, 2, 3), (1.0,) * 4), Window((2, 3, 4), (0.0, 0.0, 1.0)))
+    found = Identity(similarity=np.array([0.9, 0.9, 0.3, 0.3, 0.9]))
+    assert found.failing(WindowPlan(5, segments), 0.5, False) == []
+    hidden = Identity(similarity=np.array([0.9, 0.9, 0.9, 0.9, NONE]))
+    assert hidden.unmeasured(WindowPlan(5, segments), False) == [1]
 
 
 @pytest.mark.parametrize(

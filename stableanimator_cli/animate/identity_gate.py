@@ -159,10 +159,13 @@ class GateResult:
 
 
 def retry_counts(attempts: Sequence[Sequence[int]], plan: WindowPlan) -> tuple[int, ...]:
-    """Per frame, the retry that its noise is keyed by: the last one of a window with the frame; 0 without a retry."""
+    """Per frame, the retry that its noise is keyed by: the last one of a window with the frame; 0 without a retry.
+
+    Frame 0, the anchor of all windows, belongs to the first: another window's retry would redraw it, which had passed.
+    """
     counts = [0] * plan.total
     for attempt, windows in enumerate(attempts, 1):
-        for frame in {frame for window in windows for frame in plan.windows[window].frames}:
+        for frame in {frame for window in windows for frame in plan.windows[window].frames if frame or window == 0}:
             counts[frame] = attempt
     return tuple(counts)
 

@@ -13,7 +13,7 @@ import torch
 
 from stableanimator_cli.animate import pipeline
 from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, SamplingState
-from stableanimator_cli.animate.identity_gate import GateResult, Identity
+from stableanimator_cli.animate.identity_gate import GateResult, Identity, retry_counts
 from stableanimator_cli.animate.pipeline import AnimateJob
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.windows import Window, WindowPlan, plan_windows
@@ -113,6 +113,12 @@ def test_the_first_frame_counts_in_its_own_window_alone(blend):
         assert 0 not in (*failed, *unmeasured)
     lost = Identity(similarity=np.array([1.0, 1.0, 1.0, 1.0, NONE, NONE, NONE]))
     assert lost.failing(plan_windows(7, length=4, overlap=0), 0.5, False, had_face={1}) == [1]
+
+
+def test_the_anchor_keeps_its_noise_unless_its_own_window_fails():
+    plan = plan_windows(7, length=4, overlap=0)
+    assert retry_counts([(1,)], plan) == (0, 0, 0, 0, 1, 1, 1)
+    assert retry_counts([(1,), (0,), (1,)], plan) == (2, 2, 2, 2, 3, 3, 3)
 
 
 def test_frames_that_an_earlier_segment_draws_count_there_alone():

@@ -163,7 +163,7 @@ def make_clip(job: PreprocessJob, source: Source, detectors: Detectors, reporter
     cached, first = folder is not None, 0
     if folder is None:
         folder, first = _write_clip(job, source, detectors, {"sha256": digest, "bytes": size}, reporter)
-    elif job.config.layout == "clips" and clip_folder.source_inside(folder.path) is None:
+    elif job.config.layout == "clips" and not _has_source(folder.path, source.path):
         link_source(source.path, folder.path, folder.path, copy=job.config.source == "copy")
     failure = failure_path(job.out, source)
     if is_failure(failure):
@@ -281,6 +281,17 @@ def link_source(source: Path, inside: Path, folder: Path, *, copy: bool) -> None
         temp.mkdir()
         for file in visible_files(source):
             shutil.copyfile(file, temp / file.name)
+
+
+def _has_source(folder: Path, source: Path) -> bool:
+    """Whether a clip ``folder`` holds its video or a link to it. A link to another place is removed: the video was
+    moved, and what is there now may be another one."""
+    inside = clip_folder.source_inside(folder)
+    if inside is None or not inside.is_symlink() or inside.samefile(source):
+        return inside is not None
+    with translate_os_errors(inside):
+        inside.unlink()
+    return False
 
 
 def failure_path(out: Path, source: Source) -> Path:

@@ -98,6 +98,18 @@ def test_clips_of_other_videos_in_the_folder_are_named(preprocess, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.m4v"])
+def test_a_clip_of_a_moved_video_does_not_link_to_another_one_in_its_old_place(preprocess, tmp_path, name):
+    out, old, new = tmp_path / "out", tmp_path / "old" / "a.mp4", tmp_path / "new" / name
+    preprocess(drawn.write_video(old, drawn.walk(18)), output=out)
+    new.parent.mkdir()
+    old.rename(new)
+    drawn.write_video(old, drawn.walk(18, step=3))
+    assert preprocess(new, output=out).cached == 1
+    assert clip_folder.open_folder(out / "a").source.resolve() == new
+    assert preprocess(out, lint=True).errors == 0
+
+
 def test_temporary_files_of_killed_runs_are_removed(preprocess, tmp_path):
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     out, video = tmp_path / "out", drawn.write_video(tmp_path / "v.mp4", drawn.walk(3))

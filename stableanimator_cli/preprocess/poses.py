@@ -49,9 +49,8 @@ def read_reference(path: Path, detectors: Detectors) -> Reference:
     image = read_picture(path)
     keypoints = pose_of(image, detectors)
     if keypoints is None:
-        raise NoPerson(
-            f"{path}: no person found", hint="align to a picture that shows the person, or leave --align out"
-        )
+        hint = "use a picture that shows the person, or leave --reference (and --align) out"
+        raise NoPerson(f"{path}: no person found", hint=hint)
     return Reference(image=image, keypoints=keypoints)
 
 

@@ -39,7 +39,13 @@ from stableanimator_cli.preprocess.outputs import (
     poses_files,
     remove_unfinished,
 )
-from stableanimator_cli.preprocess.poses import align_to, detect_motion, read_reference, write_poses_and_preview
+from stableanimator_cli.preprocess.poses import (
+    Reference,
+    align_to,
+    detect_motion,
+    read_reference,
+    write_poses_and_preview,
+)
 from stableanimator_cli.preprocess.report import (
     INDEX,
     PAGE,
@@ -122,10 +128,11 @@ def run(
         if out is None:
             raise ConfigError("--output", None, "a folder, as several inputs are named", hint="add -o DIR")
         locks.enter_context(locked_output(out, "sa preprocess", folder=True, shard=config.shard))
-        report = _write_clips(job, sources, reporter)
+        reference = convert.open_reference(config, model)  # before the work that its errors would end
+        report = _write_clips(job, sources, reference, reporter)
         if config.poses is None or not report.clips:
             return report
-        return _write_poses_of_clip(job, report, sources[0], reporter)
+        return _write_poses_of_clip(job, report, sources[0], reference, reporter)
 
 
 def network_digests(model: ModelFolder) -> dict[str, str]:
@@ -225,18 +232,19 @@ def _audio_source(video: Path, has_audio: bool, name: str, reporter: Reporter) -
 
 
 def _write_poses_of_clip(
-    job: PreprocessJob, report: PreprocessReport, source: Source, reporter: Reporter
+    job: PreprocessJob, report: PreprocessReport, source: Source, reference: Reference | None, reporter: Reporter
 ) -> PreprocessReport:
     """``--poses`` with ``-o``: draw the motion of the clip that was written; nothing is detected twice."""
     folder = clip_folder.open_folder(report.output / report.data["places"][0])
     audio = _audio_source(folder.source, bool(folder.record.get("audio")), source.path.name, reporter)
-    reference = convert.open_reference(job.config, job.model)
     motion, alignment = align_to(reference, folder.motion(), job.config, reporter)
     poses = write_poses_and_preview(job.config, motion, alignment, reference, reporter, audio_from=audio)
     return replace(report, poses=poses)
 
 
-def _write_clips(job: PreprocessJob, sources: Sequence[Source], reporter: Reporter) -> PreprocessReport:
+def _write_clips(
+    job: PreprocessJob, sources: Sequence[Source], reference: Reference | None, reporter: Reporter
+) -> PreprocessReport:
     config = job.config
     shard = shard_of(sources, config.shard)
     remove_leftovers(folder for source in shard for folder in job.folders(source))
@@ -261,7 +269,7 @@ def _write_clips(job: PreprocessJob, sources: Sequence[Source], reporter: Report
     with exclusive_lock(job.out / ".sa.report.lock", wait=True):
         check_reports(job.out, config.layout)
         remove_unfinished(job.out / name for name in REPORTS)
-        return _write_reports(job, sources, outcomes, time.perf_counter() - started, reporter)
+        return _write_reports(job, sources, outcomes, reference, time.perf_counter() - started, reporter)
 
 
 def _report_numbers(outcomes: Iterable[Outcome], reporter: Reporter) -> None:
@@ -284,6 +292,7 @@ def _write_reports(
     job: PreprocessJob,
     sources: Sequence[Source],
     outcomes: Mapping[str, Outcome],
+    reference: Reference | None,
     seconds: float,
     reporter: Reporter,
 ) -> PreprocessReport:
@@ -297,7 +306,7 @@ def _write_reports(
         "workers": config.ray or config.workers,
     }
     settings = tomllib.loads(to_toml(config))
-    misalignments = _misalignments(job, all_outcomes, reporter)
+    misalignments = _misalignments(reference, all_outcomes, reporter)
     data = write_report(out, all_outcomes, config=settings, host=host, misalignment=misalignments)
     write_page(out / PAGE, out, data)
     done = [outcome for outcome in all_outcomes if outcome.status == "ok"]
@@ -360,9 +369,10 @@ def _outcome_of_other_shard(job: PreprocessJob, source: Source) -> Outcome:
     return Outcome(source=source, status="pending")
 
 
-def _misalignments(job: PreprocessJob, outcomes: Sequence[Outcome], reporter: Reporter) -> dict[str, Any] | None:
+def _misalignments(
+    reference: Reference | None, outcomes: Sequence[Outcome], reporter: Reporter
+) -> dict[str, Any] | None:
     """Distance of each clip's person from ``--reference``, by clip name."""
-    reference = convert.open_reference(job.config, job.model)
     if reference is None:
         return None
     found = {}

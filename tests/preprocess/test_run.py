@@ -254,6 +254,14 @@ def test_one_video_that_fails_leaves_with_its_own_reason(preprocess, videos):
     assert caught.value.exit_code == BadInput.exit_code
 
 
+def test_a_reference_without_a_person_ends_the_run_before_any_work(preprocess, videos, tmp_path):
+    out, reference = tmp_path / "out", drawn.write_reference(tmp_path / "ref.png", (0, 0, 0, 0))
+    with pytest.raises(NoPerson, match=r"ref\.png: no person found") as caught:
+        preprocess(videos, output=out, reference=reference)
+    assert "leave --reference" in str(caught.value.hint)
+    assert not (out / "a").exists()
+
+
 @pytest.mark.parametrize("layout", ["clips", "upstream"])
 def test_a_clip_that_cannot_be_written_names_its_video(preprocess, videos, tmp_path, layout):
     out = tmp_path / "clips"

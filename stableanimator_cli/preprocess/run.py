@@ -372,13 +372,15 @@ def _outcome_of_other_shard(job: PreprocessJob, source: Source) -> Outcome:
 def _misalignments(
     reference: Reference | None, outcomes: Sequence[Outcome], reporter: Reporter
 ) -> dict[str, Any] | None:
-    """Distance of each clip's person from ``--reference``, by clip name."""
+    """Distance of each clip's person from ``--reference``, by clip name. None of clips without a visible person."""
     if reference is None:
         return None
     found = {}
     for outcome in outcomes:
         if outcome.folder is not None and outcome.status == "ok":
             motion = clip_folder.open_folder(outcome.folder).motion()
+            if not motion.present.any():
+                continue
             distance = misalignment(motion, reference.keypoints, reference.size, largest(motion))
             found[outcome.source.name] = distance.to_json()
             if len(outcomes) == 1:

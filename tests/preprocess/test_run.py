@@ -16,6 +16,7 @@ import pytest
 
 from stableanimator_cli import clip_folder
 from stableanimator_cli.catalogue import download
+from stableanimator_cli.detect.pose import PoseEstimator
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoPerson, SaError
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, write_picture
@@ -260,6 +261,21 @@ def test_a_reference_without_a_person_ends_the_run_before_any_work(preprocess, v
         preprocess(videos, output=out, reference=reference)
     assert "leave --reference" in str(caught.value.hint)
     assert not (out / "a").exists()
+
+
+def test_a_clip_in_which_nobody_is_visible_has_no_misalignment(preprocess, videos, tmp_path, monkeypatch):
+    real = PoseEstimator.estimate
+
+    def unsure(self, frames, boxes, *rest):
+        people = real(self, frames, boxes, *rest)
+        return people if frames[0].shape[0] == 60 else [points * np.float32([1, 1, 0.1]) for points in people]
+
+    monkeypatch.setattr(PoseEstimator, "estimate", unsure)
+    reference = drawn.write_reference(tmp_path / "ref.png", (10, 5, 40, 55), (80, 60))
+    assert preprocess(videos / "deep", output=tmp_path / "out", reference=reference).clips == 1
+    (clip,) = json.loads((tmp_path / "out" / "report.json").read_text())["clips"]
+    assert clip["misalignment"] is None
+    assert "nobody" in [finding["code"] for finding in clip["findings"]]
 
 
 @pytest.mark.parametrize("layout", ["clips", "upstream"])

@@ -120,9 +120,12 @@ class _Source:
         """The chosen frames of a clip, the index of the first one and that after the last, None if unknown."""
         return take(clip, *self._range), *frame_range(clip, *self._range)
 
+    def _chosen(self, motion: Motion, path: Path) -> Motion:
+        return chosen_people(motion, self.config.people, path, self._range)
+
     def _clip_folder(self) -> Driving:
         folder = self.config.motion
-        motion = chosen_people(load_motion(folder / MOTION), self.config.people, folder / MOTION)
+        motion = self._chosen(load_motion(folder / MOTION), folder / MOTION)
         driving = self._frames.of_motion(motion, folder / MOTION, *self._range, fps=_recorded_rate(folder))
         if self.count_only:
             return driving
@@ -132,7 +135,7 @@ class _Source:
 
     def _keypoints(self, motion: Motion) -> Driving:
         path = self.config.motion
-        return self._frames.of_motion(chosen_people(motion, self.config.people, path), path, *self._range)
+        return self._frames.of_motion(self._chosen(motion, path), path, *self._range)
 
     def _openpose(self) -> Driving:
         loaded = load_openpose(self.config.motion)
@@ -149,7 +152,7 @@ class _Source:
         beside = _motion_beside(clip)
         if self.facts.skeleton != STYLE and beside is not None:  # drawn again, in the style that the backbone knows
             audio = _audio_of(clip.path, beside, first, stop) if clip.audio else None
-            beside = chosen_people(beside, self.config.people, clip.path.with_suffix(".npz"))
+            beside = self._chosen(beside, clip.path.with_suffix(".npz"))
             return replace(self._frames.of_motion(beside, clip.path, first, stop), audio=audio)
         if self.facts.skeleton != STYLE:
             self.reporter.info(

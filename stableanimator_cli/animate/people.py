@@ -15,7 +15,7 @@ from stableanimator_cli.config.people import PeopleConfig, dump_pairs, dump_pers
 from stableanimator_cli.errors import ConfigError, NoFace, NoPerson
 from stableanimator_cli.motion.left_to_right import people_left_to_right
 from stableanimator_cli.motion.person_regions import person_regions
-from stableanimator_cli.motion.track import Largest, Numbers, Person, largest_people, select
+from stableanimator_cli.motion.track import Largest, Numbers, Person, largest, largest_people, select
 from stableanimator_cli.records import STRIDE, Face, Motion
 
 
@@ -48,12 +48,19 @@ class PersonFace:
         return {"person": self.number, "image": str(self.path), "face": self.face_number, "box": box}
 
 
-def chosen_people(motion: Motion, config: PeopleConfig, path: Path) -> Motion:
-    """The motion of ``--person``'s people. Raises ``NoPerson`` that names ``path`` if one is not there."""
+def chosen_people(
+    motion: Motion, config: PeopleConfig, path: Path, frames: tuple[int | None, int | None] = (None, None)
+) -> Motion:
+    """The motion of ``--person``'s people; the largest is that of ``frames``, as in a video, or of all if these show
+    nobody. Raises ``NoPerson`` that names ``path`` if one is not there."""
     if config.person is None:
         return motion
+    person = _person(config.person)
+    if person == "largest" and motion.present[slice(*frames)].any():
+        shown = people_of_frames(motion, range(len(motion))[slice(*frames)])
+        person = int(shown.track[largest(shown)])
     try:
-        return select(motion, _person(config.person))
+        return select(motion, person)
     except NoPerson as error:
         raise NoPerson(f"{path}: {error.message}", hint=error.hint) from None
 

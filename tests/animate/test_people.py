@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,21 @@ def test_files_of_older_versions_are_read(tmp_path):
     (tmp_path / "old.toml").write_text(to_toml(config()).replace("[people]\nface_of = []\n", ""))
     assert "people" not in (tmp_path / "old.toml").read_text()
     assert resolve(AnimateConfig, {}, tmp_path / "old.toml") == config()
+
+
+def test_the_largest_person_is_that_of_the_animated_frames(tmp_path):
+    """As in a video: somebody larger in other frames may be absent in these."""
+    people = motion(2)
+    (overall,) = chosen_people(people, PeopleConfig(person="largest"), Path("a.npz")).track.tolist()
+    present = people.present.copy()
+    present[3, people.track == overall] = False
+    save_motion(tmp_path / "a.npz", dataclasses.replace(people, present=present))
+    late = AnimateConfig(
+        reference=Path("ref.png"), motion=tmp_path / "a.npz", output=Path("o.mp4"), size=(96, 96),
+        frames=(-1, None), people=PeopleConfig(person="largest"),
+    )  # fmt: skip
+    assert open_driving(late, Heard()).numbers == (1 - overall,)
+    assert open_driving(dataclasses.replace(late, frames=(0, 2)), Heard()).numbers == (overall,)
 
 
 def test_people_are_chosen_and_ordered():

@@ -39,6 +39,7 @@ from stableanimator_cli.motion.repair import smoothed
 from stableanimator_cli.motion.skeleton import TAG, draw_frame, is_tagged, looks_like_skeleton
 from stableanimator_cli.motion.track import select
 from stableanimator_cli.preprocess.clip import person_of
+from stableanimator_cli.preprocess.inputs import count_frames
 from stableanimator_cli.preprocess.outputs import check_files, inputs_of, poses_files, remove_unfinished
 from stableanimator_cli.preprocess.poses import (
     Reference,
@@ -96,7 +97,9 @@ def run(
         _check_drawings(path, outputs, config)
     if plan_only:
         frames = (
-            _drawings(path, config).count if pixels else len(read_motion(beside if drawn else path, config, reporter))
+            count_frames(path, config.frames, config.fps)
+            if pixels
+            else len(read_motion(beside if drawn else path, config, reporter))
         )
         return PreprocessPlan(
             data={"output": str(outputs[0]), "frames": frames, "config": tomllib.loads(to_toml(config))}

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from stableanimator_cli import clip_folder
 from stableanimator_cli.catalogue.home import expanded
 from stableanimator_cli.errors import BadInput, command
 from stableanimator_cli.files import natural_key, require_file
+from stableanimator_cli.media import open_clip, resample, take
 from stableanimator_cli.media.decode import VIDEO_SUFFIXES
 from stableanimator_cli.media.image import SUFFIXES as PICTURES
 from stableanimator_cli.readers import read_text
@@ -22,6 +25,7 @@ LISTS = (".txt",)
 _NUMBERED = re.compile(r"(.*?)(\d+)$")
 _LONGEST_NAME = 150, 215  # characters and bytes of a clip's name; temporary names add some, and 255 bytes is the limit
 _LONGEST_PART = 255  # bytes of one name in a path
+_TICK = Fraction(1, 1000)  # seconds: a frame that starts this much late is in time (``media.resample``)
 RESERVED = frozenset({"failed", "report.json", "report.html", "index.jsonl"})
 """Files that ``sa preprocess`` writes beside the clips: a clip of such a name is renamed."""
 
@@ -52,6 +56,17 @@ def find_sources(inputs: Sequence[Path]) -> list[Source]:
 def shard_of(sources: Sequence[Source], shard: tuple[int, int] | None) -> list[Source]:
     """Every n-th source from the i-th: neighbours, often of similar length, go to different shards."""
     return list(sources) if shard is None else list(sources[shard[0] :: shard[1]])
+
+
+def count_frames(path: Path, frames: tuple[int | None, int | None] | None, fps: Fraction | None) -> int:
+    """Frames of a video after ``--frames`` and ``--fps``, for a plan. With ``fps`` they are counted from the mean rate,
+    and a video is decoded only if it does not record its length. Raises ``SaError`` if it cannot be read."""
+    clip = take(open_clip(path), *(frames or (None, None)))
+    if clip.count is None:
+        return sum(1 for _ in (clip if fps is None else resample(clip, fps)).frames())
+    if fps is None or clip.fps is None:
+        return clip.count
+    return max(1, math.ceil((clip.count / clip.fps - _TICK) * fps))
 
 
 def is_sequence(folder: Path) -> bool:

@@ -21,7 +21,7 @@ from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.roles import ROLES
 from stableanimator_cli.errors import BadInput, ConfigError, SaError
 from stableanimator_cli.files import check_apart, exclusive_lock, locked_output
-from stableanimator_cli.media import has_unreadable_audio, open_clip, take
+from stableanimator_cli.media import has_unreadable_audio
 from stableanimator_cli.media.image import unused_content
 from stableanimator_cli.media.numbering import warn_of_missing_numbers
 from stableanimator_cli.motion.misalignment import misalignment
@@ -29,7 +29,7 @@ from stableanimator_cli.motion.track import PERSON_FORMS, largest, parse_person
 from stableanimator_cli.preprocess import convert, lint, reference_layout, workers
 from stableanimator_cli.preprocess.clip import Outcome, PreprocessJob, failure_path, numbers_note
 from stableanimator_cli.preprocess.clip_entries import remove_leftovers
-from stableanimator_cli.preprocess.inputs import Source, find_sources, shard_of
+from stableanimator_cli.preprocess.inputs import Source, count_frames, find_sources, shard_of
 from stableanimator_cli.preprocess.outputs import (
     REPORTS,
     check_files,
@@ -190,7 +190,7 @@ def _plan(job: PreprocessJob, sources: Sequence[Source], out: Path | None) -> Pr
     for source in shard:
         try:
             done += out is not None and job.finished(source) is not None
-            frames += take(open_clip(source.path), *(config.frames or (None, None))).count or 0
+            frames += count_frames(source.path, config.frames, config.fps)
         except SaError:
             unreadable += 1
     return PreprocessPlan(

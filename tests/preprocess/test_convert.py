@@ -119,6 +119,8 @@ def test_pictures_of_skeletons_and_video_become_one_another_pixel_for_pixel(prep
     assert first == second
     assert sorted(first) == [f"frame_{index}.png" for index in range(6)]
     assert open_clip(tmp_path / "video.mp4").fps == 12
+    plan = preprocess(tmp_path / "video.mp4", output=tmp_path / "o.mp4", fps="24", plan_only=True)
+    assert plan.to_json()["frames"] == 12
 
 
 def test_a_drawing_without_its_motion_says_that_points_are_lost(preprocess, motion, tmp_path):

@@ -311,6 +311,15 @@ def test_a_plan_counts_and_writes_nothing(preprocess, videos):
     assert preprocess(videos, plan_only=True).to_json()["done"] == 2
 
 
+@pytest.mark.parametrize("name", ["v.mp4", "v.mkv"])
+@pytest.mark.parametrize("fps", [None, Fraction(10), Fraction(30000, 1001), Fraction(50)])
+def test_a_plan_counts_the_frames_that_the_run_has(preprocess, tmp_path, name, fps):
+    """Matroska does not record how many there are, and another rate has others."""
+    video = make_video(tmp_path / name, [drawn.frame(box) for box in drawn.walk(7)], fps=30)
+    plan = preprocess(video, fps=fps, plan_only=True).to_json()
+    assert plan["frames"] == preprocess(video, fps=fps).frames > 0
+
+
 @pytest.mark.parametrize(
     ("flags", "error", "words"),
     [

@@ -180,7 +180,9 @@ def _output(config: PreprocessConfig) -> Path | None:
         return config.output
     if len(config.inputs) != 1:
         return None
-    only = config.inputs[0].resolve()
+    only = config.inputs[0]
+    # A link leads to where others keep their videos: the clips belong beside the link.
+    only = only.absolute() if only.name not in ("", "..") else only.resolve()
     return only.with_name(f"{only.name if only.is_dir() else only.stem}.clips")
 
 

@@ -66,6 +66,14 @@ def test_a_folder_of_videos_becomes_clips_an_index_and_a_report(preprocess, vide
     assert open_clip(out / "a" / "sheet.jpg").size[1] == 128
 
 
+def test_clips_of_a_link_are_beside_the_link(preprocess, videos, tmp_path):
+    link = tmp_path / "here" / "mine.mp4"
+    link.parent.mkdir()
+    link.symlink_to(videos / "a.mp4")
+    assert preprocess(link).output == tmp_path / "here" / "mine.clips"
+    assert not (videos / "a.clips").exists()
+
+
 def test_what_is_done_is_not_done_again_and_what_changed_is(preprocess, videos):
     out = videos.with_name("videos.clips")
     preprocess(videos)

@@ -45,6 +45,9 @@ _PARTS: dict[str, dict[int, list[int | None]]] = {  # key: {points in the file: 
     "hand_left_keypoints_2d": {21: list(range(LEFT_HAND.start, LEFT_HAND.stop))},
     "hand_right_keypoints_2d": {21: list(range(RIGHT_HAND.start, RIGHT_HAND.stop))},
 }
+_UNSIZED = (
+    "add canvas_width and canvas_height to the frames, or convert them: sa preprocess FILE --size WxH -o motion.npz"
+)
 _SHARES = 2.0  # with a canvas given, coordinates that all stay below this are shares of it, not pixels
 
 
@@ -96,15 +99,14 @@ def load_openpose(path: Path | str, *, size: tuple[int, int] | None = None) -> O
     elif len(seen):
         found, size_from = (max(1, math.ceil(seen[:, 0].max())), max(1, math.ceil(seen[:, 1].max()))), "extent"
     else:
-        hint = "give the size of the frames"
-        raise BadInput(path, "neither a canvas size nor a visible point", "points in pixels of a known size", hint=hint)
+        raise BadInput(
+            path, "neither a canvas size nor a visible point", "points in pixels of a known size", hint=_UNSIZED
+        )
     if size_from == "extent" and max(found) > LONGEST_SIDE:
-        hint = "give the size of the frames"
-        raise BadInput(path, f"points as far as {found[0]}x{found[1]}", f"within {LONGEST_SIDE} pixels", hint=hint)
+        raise BadInput(path, f"points as far as {found[0]}x{found[1]}", f"within {LONGEST_SIDE} pixels", hint=_UNSIZED)
     shares = len(seen) > 0 and np.abs(seen[:, :2]).max() <= _SHARES
     if shares and size_from == "extent":
-        hint = "give the size of the frames"
-        raise BadInput(path, "coordinates that are shares of an unknown size", "points in pixels", hint=hint)
+        raise BadInput(path, "coordinates that are shares of an unknown size", "points in pixels", hint=_UNSIZED)
     if shares and min(found) > _SHARES:
         keypoints[..., :2] *= found
     keypoints = keypoints.astype(np.float32)

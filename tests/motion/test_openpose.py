@@ -126,7 +126,9 @@ def test_shares_of_a_canvas_become_pixels(tmp_path: Path):
     assert read.motion.keypoints[0, 0, 0].tolist() == [160, 240, 1]
     with pytest.raises(BadInput, match="shares of an unknown size") as caught:
         load_openpose(write(tmp_path / "g.json", frame))
-    assert caught.value.hint == "give the size of the frames"
+    assert caught.value.hint == (  # `sa animate --size` is about the output
+        "add canvas_width and canvas_height to the frames, or convert them: sa preprocess FILE --size WxH -o motion.npz"
+    )
 
 
 def test_a_point_beyond_any_frame_does_not_become_its_size(tmp_path: Path):

@@ -95,6 +95,7 @@ def run(
         _check_output(output, config, inputs)
     if pixels:
         _check_drawings(path, outputs, config)
+    _warn_of_no_effect(config, outputs, reporter)
     if plan_only:
         frames = (
             count_frames(path, config.frames, config.fps)
@@ -113,6 +114,18 @@ def run(
         if drawn:
             reporter.info(f"{path.name}: its motion is read from {beside.name}")
         return _convert(beside if drawn else path, config, reporter, model)
+
+
+def _warn_of_no_effect(config: PreprocessConfig, outputs: Sequence[Path], reporter: Reporter) -> None:
+    """One warning of options about another form of output."""
+    suffixes = {one.suffix.lower() for one in outputs}
+    unused = [
+        flag
+        for flag, given, suffix in (("--to", config.to != "json", ""), ("--order", config.order != "134", ".npy"))
+        if given and suffix not in suffixes
+    ]
+    if unused:
+        reporter.warning(f"{', '.join(unused)}: no effect on {', '.join(one.name for one in outputs)}")
 
 
 def _check_output(output: Path, config: PreprocessConfig, inputs: Sequence[Path]) -> None:
@@ -160,6 +173,8 @@ def read_motion(path: Path, config: PreprocessConfig, reporter: Reporter) -> Mot
         motion = read.motion
         if read.size_from == "extent":
             _warn_of_guessed_size(path, motion.size, reporter)
+    if config.size not in (None, motion.size):
+        reporter.warning(f"--size: no effect on {path.name}, which has a size of {motion.size[0]}x{motion.size[1]}")
     if config.frames is not None:
         motion = _take(motion, range(len(motion))[slice(*config.frames)])
         if not len(motion):

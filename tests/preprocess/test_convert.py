@@ -167,9 +167,15 @@ def test_options_without_effect_are_named(preprocess, motion, tmp_path):
     video = drawn.write_video(tmp_path / "v.mp4", drawn.walk(3))
     preprocess(video, output=tmp_path / "clips", size="64x64", reporter=heard)
     preprocess(motion, output=tmp_path / "again.json", reporter=heard)
+    preprocess(motion, output=tmp_path / "points.npz", to="png", order="133", size="64x64", reporter=heard)
+    preprocess(motion, output=tmp_path / "points.npy", order="133", reporter=heard)
+    preprocess(motion, output=tmp_path / "images", to="png", reporter=heard)
+    width, height = load_motion(motion).size
     assert [text for text in heard.warnings if "no effect" in text] == [
         "--every, --gap: no effect on poses.npz, a motion, in which nothing is detected",
         "--size: no effect on v.mp4, which is no motion to convert",
+        "--to, --order: no effect on points.npz",
+        f"--size: no effect on poses.npz, which has a size of {width}x{height}",
     ]
 
 

@@ -34,7 +34,7 @@ def train(data: Path, model: Path, out: Path, reporter: Any = None, **more: Any)
     flags = {
         "dataset": [data], "model": str(model), "output": out, "backbone": "magic", "steps": STEPS, "frames": 3,
         "batch": 1, "rate": 1e-3, "train": "all", "save_every": 2, "workers": 0, "device": "cpu",
-        "checkpointing": "off", "cache": "latents,embeddings", "ema": 0.0,
+        "checkpointing": "off", "cache": "latents,embeddings", "ema": 0.0, "sizes": "64x64",
     }  # fmt: skip
     return run.run(flags=flags | more, reporter=reporter or NullReporter())
 
@@ -130,7 +130,17 @@ def test_image_only_stages_and_low_ranks_train(whole, data, tmp_path):
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert any(".motion_modules." in name for name in moved)
     assert any(name.startswith("appearance.") for name in moved)
-    run.run(flags={**flags, "output": tmp_path / "lora", "train": "lora", "steps": 2, "frames": 2, "batch": 1})
+    run.run(
+        flags={
+            **flags,
+            "output": tmp_path / "lora",
+            "train": "lora",
+            "steps": 2,
+            "frames": 2,
+            "batch": 1,
+            "sizes": "64x64",
+        }
+    )
     assert losses(tmp_path / "lora")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from stableanimator_cli.catalogue.home import BUILTIN, cache_dir
-from stableanimator_cli.errors import ModelDamaged
+from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, read
+from stableanimator_cli.errors import ModelDamaged, SaError
 
 _LFS = b"version https://git-lfs"
+_COPY = "copy it again from where its folder comes from"
 
 
 def check_size(path: Path, expected: int | None) -> None:
@@ -40,7 +42,40 @@ def fetch_again(path: Path) -> str:
     """The hint for a damaged file of a model: only files in the cache are downloaded again by ``sa models pull``."""
     models, path = cache_dir() / "models", path.absolute()
     if path.is_relative_to(models) and path != models:
-        return f"download it again: `sa models pull {path.relative_to(models).parts[0]}`"
+        name, *inner = path.relative_to(models).parts
+        return _fetch_into_cache(path, name, PurePosixPath(*inner))
     if any(path.is_relative_to(folder) for folder in BUILTIN):
         return "it is a part of sa: install sa again, or in a clone restore it with git checkout"
-    return "copy it again from where its folder comes from"
+    return _COPY
+
+
+def _fetch_into_cache(path: Path, name: str, inner: PurePosixPath) -> str:
+    """The hint for ``path``, the file ``inner`` of the model ``name``. ``sa models pull`` replaces a damaged file only
+    if its digest is recorded; an imported model has no addresses."""
+    entry, pull = _entry(name), f"`sa models pull {name}`"
+    rows = () if entry is None else entry.files
+    if entry is not None and not any(row.url or row.archive for row in rows):
+        return _COPY if path.is_symlink() else "delete it, then import its folder again: `sa models import FOLDER`"
+    if any(_same_network(inner, row.path) and (row.sha256 is None or row.path != str(inner)) for row in rows):
+        return f"delete it, and {pull} downloads it again"
+    return f"download it again: {pull}"
+
+
+def _entry(name: str) -> Entry | None:
+    """The entry of the catalogue or of an imported model; None without a readable one."""
+    for folder in (*BUILTIN, cache_dir() / "models"):
+        if (folder / name / FILE_NAME).is_file():
+            try:
+                return read(folder / name)
+            except SaError:
+                return None
+    return None
+
+
+def _same_network(path: PurePosixPath, listed: str) -> bool:
+    """Whether ``path`` is a listed file in any form: ``unet.pth`` and ``unet.fp16.safetensors``."""
+    return _without_form(path) == _without_form(PurePosixPath(listed))
+
+
+def _without_form(path: PurePosixPath) -> PurePosixPath:
+    return path.with_name(path.stem.removesuffix(".fp16")) if path.name else path

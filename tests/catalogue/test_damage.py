@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.catalogue import download
+from stableanimator_cli.catalogue import download, register
 from stableanimator_cli.catalogue.damage import check_size, fetch_again
 from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.errors import ModelDamaged
@@ -85,3 +85,24 @@ def test_the_hint_is_a_download_for_files_of_the_cache_only(home: Path, tmp_path
     with pytest.raises(ModelDamaged) as empty:
         check_size(mine, 5)
     assert empty.value.hint == fetch_again(mine)
+
+
+def test_the_hint_of_a_file_that_a_download_would_leave_deletes_it_first(home: Path) -> None:
+    """``sa models pull`` compares digests: it says that all is installed where none is recorded."""
+    assert fetch_again(home / "models/vjepa-vith16/vith16.pth.tar") == (
+        "delete it, and `sa models pull vjepa-vith16` downloads it again"
+    )
+    assert fetch_again(home / "models/stableanimator/unet.safetensors").startswith("delete it, and `sa models pull")
+    assert fetch_again(home / "models/lpips/vgg.pth") == "download it again: `sa models pull lpips`"
+
+
+def test_the_hint_of_an_imported_model_names_no_download(home: Path, copied: Path) -> None:
+    toml = copied / "model.toml"
+    toml.write_text(toml.read_text(encoding="utf-8").replace('name = "puppet"', 'name = "mine"', 1), encoding="utf-8")
+    register.import_folder(copied)
+    assert fetch_again(home / "models/mine/unet.safetensors") == "copy it again from where its folder comes from"
+    shutil.rmtree(home)
+    register.import_folder(copied, copy=True)
+    assert fetch_again(home / "models/mine/unet.safetensors") == (
+        "delete it, then import its folder again: `sa models import FOLDER`"
+    )

@@ -62,6 +62,12 @@ def entry(name: str) -> Entry:
                 if found.name != name:
                     raise ModelDamaged(f"{folder / FILE_NAME}: name: found {found.name!r}, expected {name!r}")
                 return found
+    link = model_cache_dir(name) / FILE_NAME
+    if os.path.islink(link):
+        raise ModelMissing(
+            f"model {name!r} was imported from {Path(os.readlink(link)).parent}, which is no longer there",
+            hint="move the folder back, or import it from its new place: `sa models import FOLDER`",
+        )
     raise ModelMissing(f"no model named {name!r} in the catalogue", hint=nearest_or_all(name, names()))
 
 

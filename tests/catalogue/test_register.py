@@ -436,3 +436,15 @@ def test_a_conversion_has_the_same_bytes_every_time(tmp_path: Path) -> None:
         made.add((tmp_path / f"{index}.safetensors").read_bytes())
     assert len(made) == 1
     assert load_file(tmp_path / "0.safetensors")["b"].sum() == 4
+
+
+def test_a_model_whose_folder_moved_away_is_said_to_have_moved(tmp_path: Path, home: Path) -> None:
+    folder = tmp_path / "runs/mine"
+    model_toml(folder, 'name = "mine"\n')
+    import_folder(folder)
+    folder.rename(tmp_path / "runs/new")
+    with pytest.raises(ModelMissing, match=r"'mine' was imported from .*runs/mine, which is no longer there") as e:
+        catalogue.open_model("mine")
+    assert "sa models import" in str(e.value.hint)
+    import_folder(tmp_path / "runs/new")
+    assert catalogue.open_model("mine").name == "mine"

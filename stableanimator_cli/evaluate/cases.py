@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -10,22 +11,24 @@ from pathlib import Path
 from stableanimator_cli.config.evaluate import DATASETS, EvaluateConfig
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.evaluate.pairs import Pair, find_pictures, find_videos, listed
-from stableanimator_cli.files import check_replaceable
+from stableanimator_cli.files import check_replaceable, natural_key, visible_files
 from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media.decode import VIDEO_SUFFIXES
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
 from stableanimator_cli.records import ModelFolder
 
 TIKTOK_IDS = tuple(f"{number:05d}" for number in range(335, 341))
 """Videos of the TikTok dataset that no paper trains on. The ten of the papers are not published."""
-_MOTIONS = (".npz", ".json", ".mp4", ".mov", ".m4v")
+_POINTS = (".npz", ".json")
+_MOTIONS = (*_POINTS, *VIDEO_SUFFIXES)
 PUPPET_SIZE = (128, 128)
 PUPPET_FPS = Fraction(8)
 
 LAYOUT = (
     "videos/NAME.mp4 (or NAME/ with its frames as images)",
     "references/NAME.png, unless it is the first frame of the video",
-    "poses/NAME.npz (or .json, or .mp4 of skeletons), unless the detectors are to read it from the video",
+    "poses/NAME.npz (or .json, or a video of skeletons), unless the detectors are to read it from the video",
 )
 """What a bench's folder holds, one line per kind of file."""
 _TEST = "test"
@@ -61,7 +64,7 @@ def find_cases(config: EvaluateConfig, model: ModelFolder, scratch: Path, report
     explains the layout if data are missing."""
     assert config.bench is not None
     folder = bench_folder(config)
-    return _puppets(config, model, scratch, reporter) if folder is None else _folder(folder, config, scratch)
+    return _puppets(config, model, scratch, reporter) if folder is None else _folder(folder, config, scratch, reporter)
 
 
 def bench_folder(config: EvaluateConfig) -> Path | None:
@@ -89,7 +92,7 @@ def bench_folder(config: EvaluateConfig) -> Path | None:
     raise BadInput(data, f"no {config.bench}/videos", "the folder of the bench's videos", hint=hint)
 
 
-def _folder(folder: Path, config: EvaluateConfig, scratch: Path) -> list[Case]:
+def _folder(folder: Path, config: EvaluateConfig, scratch: Path, reporter: Reporter) -> list[Case]:
     assert config.bench is not None
     place = _videos_of(folder, config.bench)
     if place is None:
@@ -101,19 +104,39 @@ def _folder(folder: Path, config: EvaluateConfig, scratch: Path) -> list[Case]:
     if lacking:
         raise BadInput(place, f"no video named {listed(lacking)}", f"those of --ids, {len(names)} in all")
     images = find_pictures(folder / "references") if (folder / "references").is_dir() else {}
+    motions = _find_motions(folder / "poses")
+    for part, used in (("references", images), ("poses", motions)):
+        _warn_of_unused(folder / part, videos.keys() & used.keys(), reporter)
     cases = []
     for name in names:
-        motion = next((p for p in (folder / "poses" / f"{name}{s}" for s in _MOTIONS) if p.is_file()), None)
+        motion = motions.get(name)
         cases.append(
             Case(
                 name=name,
                 reference=images.get(name) or _first_frame(videos[name], scratch / "references" / f"{name}.png"),
                 motion=motion or videos[name],
                 target=videos[name],
-                poses=motion if motion is not None and motion.suffix in (".npz", ".json") else None,
+                poses=motion if motion is not None and motion.suffix.lower() in _POINTS else None,
             )
         )
     return cases
+
+
+def _find_motions(folder: Path) -> dict[str, Path]:
+    """Motions by name: of several files of one name, the first of ``_MOTIONS``."""
+    files = visible_files(folder) if folder.is_dir() else []
+    motions = [file for file in files if file.suffix.lower() in _MOTIONS]
+    return {file.stem: file for file in sorted(motions, key=lambda file: -_MOTIONS.index(file.suffix.lower()))}
+
+
+def _warn_of_unused(folder: Path, used: Collection[str], reporter: Reporter) -> None:
+    """Warn of what is in ``folder`` without giving any of the names ``used``: its video would silently get another
+    reference or motion."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    unused = [e.name for e in entries if not e.name.startswith(".") and (e.is_dir() or e.stem not in used)]
+    if unused:
+        names = listed(sorted(unused, key=natural_key))
+        reporter.warning(f"{folder}: not used, since no video has that name or the kind of file is another: {names}")
 
 
 def _videos_of(folder: Path, bench: str) -> Path | None:

@@ -24,7 +24,7 @@ from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.motion.motion_file import load_motion
-from stableanimator_cli.progress import NullReporter
+from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import ModelFolder
 from tests.evaluate.samples import drawn, noisy, write
 
@@ -258,6 +258,23 @@ def test_a_bench_of_the_described_layout(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(_cases(str(folder), tmp_path)) == 6
     with pytest.raises(BadInput, match="no video named 00001"):
         _cases("tiktok", tmp_path, ids=("00001",))
+
+
+def test_a_motion_may_be_any_video_and_what_is_not_used_is_reported(tmp_path: Path) -> None:
+    folder, warnings = tmp_path / "bench", list[str]()
+    for name in ("a", "b", "c"):
+        write(folder / "videos" / f"{name}.mp4", drawn(0, frames=2))
+    (folder / "references").mkdir()
+    write_picture(folder / "references" / "A.png", np.zeros((64, 64, 3), np.uint8))
+    (folder / "poses" / "c").mkdir(parents=True)
+    for name in ("a.MP4", "b.webm", "c.bvh", ".hidden"):
+        (folder / "poses" / name).write_bytes(b"x")
+    config = EvaluateConfig(bench=str(folder), output=tmp_path / "out", ids=("a", "b"))
+    reporter = SimpleNamespace(warning=warnings.append)
+    cases = find_cases(config, catalogue.open_model("puppet"), tmp_path / "out", cast(Reporter, reporter))
+    assert [case.motion.name for case in cases] == ["a.MP4", "b.webm"]
+    assert [case.poses for case in cases] == [None, None]
+    assert [text.rpartition(": ")[2] for text in warnings] == ["A.png", "c, c.bvh"]
 
 
 @pytest.mark.parametrize("bench", ["ubc-fashion", "ted"])

@@ -228,7 +228,7 @@ def models() -> Iterator[Finding]:
 
 
 def _model(found: Entry) -> Iterator[Finding]:
-    pull = f"sa models pull {found.name}"
+    pull = f"sa models pull {found.name}" if found.has_addresses else found.by_hand
     needed = [row for row in found.files if not row.optional]
     paths = {row.path: path for row, path in zip(needed, _located(found, needed), strict=True)}
     missing = [name for name, path in paths.items() if path is None]
@@ -245,7 +245,9 @@ def _model(found: Entry) -> Iterator[Finding]:
                 check_size(path, row.bytes if path.name == Path(row.path).name else None)
             except SaError as error:
                 hint = error.hint or pull
-                yield _broken("models", error.message, pull if pull in hint else hint)
+                compared = row.sha256 is not None and path.name == Path(row.path).name  # a download leaves others
+                again = pull if compared else f"{command('rm', path)} && {pull}"
+                yield _broken("models", error.message, again if pull in hint else hint)
     for root in catalogue.search_paths(found):
         deep = root / found.name
         if any(path is not None and path.is_relative_to(deep) for path in paths.values()):

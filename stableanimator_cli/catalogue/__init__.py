@@ -378,9 +378,11 @@ def _missing(
     owners = tuple(dict.fromkeys(parts[r].owner for r in (*roles, *useful) if r in parts and parts[r].file is None))
     if found.name in owners or not owners:  # its download includes those of its needs
         owners = (found.name,) if catalogued else tuple(owner for owner in owners if owner != found.name)
-    downloads = tuple(owner for owner in owners if owner in names())
+    downloads = tuple(owner for owner in owners if owner in names() and entry(owner).has_addresses)
     optional = any(parts[role].optional for role in roles if role in parts)
     hint: str | tuple[str, ...] = f"copy it to that folder, or name its path in {found.folder / FILE_NAME}"
+    if catalogued:
+        hint = entry(owners[0]).by_hand if owners[0] in names() else found.by_hand
     if downloads:
         fetch = download_of(downloads, optional=optional)
         hint = (

@@ -54,7 +54,7 @@ def _fetch_into_cache(path: Path, name: str, inner: PurePosixPath) -> str:
     if its digest is recorded; an imported model has no addresses."""
     entry, pull = _entry(name), f"`sa models pull {name}`"
     rows = () if entry is None else entry.files
-    if entry is not None and not any(row.url or row.archive for row in rows):
+    if entry is not None and not entry.has_addresses:
         return _COPY if path.is_symlink() else "delete it, then import its folder again: `sa models import FOLDER`"
     if any(_same_network(inner, row.path) and (row.sha256 is None or row.path != str(inner)) for row in rows):
         return f"delete it, and {pull} downloads it again"

@@ -87,7 +87,7 @@ def pull(name: str, progress: Progress | None = None, *, optional: bool = False)
         if orphan is not None:
             raise ModelMissing(
                 f"{entry.name}: {orphan.path} is missing or damaged, and its address is not recorded",
-                hint=f"get it from {entry.source or 'its authors'}, then run `sa models import FOLDER`",
+                hint=entry.by_hand,
             )
     return fetched
 

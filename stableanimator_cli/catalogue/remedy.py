@@ -39,6 +39,6 @@ def _source(model: ModelFolder, role: str) -> tuple[str | None, str | None]:
     for owner in catalogue.with_needs(catalogue.load(model.path)):
         component = owner.components.get(role)
         if component is not None and component.file is not None:
-            downloaded = len(catalogue.search_paths(owner)) > 1
+            downloaded = owner.has_addresses and len(catalogue.search_paths(owner)) > 1
             return (owner.name, None) if downloaded else (None, str(owner.folder / component.file))
     return None, None

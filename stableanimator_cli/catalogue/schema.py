@@ -119,6 +119,16 @@ class Entry:
         return tuple(f for f in self.files if path == "." or f.path.startswith(path.rstrip("/") + "/"))
 
     @property
+    def has_addresses(self) -> bool:
+        """Whether ``sa models pull`` can download anything of it: it cannot for imported models."""
+        return any(f.url or f.archive for f in self.files)
+
+    @property
+    def by_hand(self) -> str:
+        """The hint for a file without a recorded address."""
+        return f"get it from {self.source or 'its authors'}, then run `sa models import FOLDER`"
+
+    @property
     def bytes(self) -> int | None:
         """Size of the files that are not optional, None if one is unknown."""
         sizes = [f.bytes for f in self.files if not f.optional]

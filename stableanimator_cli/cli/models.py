@@ -310,4 +310,6 @@ def _mend(entry: Entry, check: Check) -> str:
     if check.file is not None:
         return fetch_again(check.file)
     folder, *downloaded = catalogue.search_paths(entry)
-    return f"`sa models pull {entry.name}` downloads missing files" if downloaded else fetch_again(folder / check.path)
+    if downloaded:
+        return f"`sa models pull {entry.name}` downloads missing files" if entry.has_addresses else entry.by_hand
+    return fetch_again(folder / check.path)

@@ -17,6 +17,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import pipelines, store
 from stableanimator_cli.catalogue.place import SOURCE_SHA256, Convert
 from stableanimator_cli.catalogue.register import import_folder
+from stableanimator_cli.cli.models import app
 from stableanimator_cli.engine.weights import convert_to_safetensors
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing
 from stableanimator_cli.files import sha256_of
@@ -436,6 +437,23 @@ def test_a_conversion_has_the_same_bytes_every_time(tmp_path: Path) -> None:
         made.add((tmp_path / f"{index}.safetensors").read_bytes())
     assert len(made) == 1
     assert load_file(tmp_path / "0.safetensors")["b"].sum() == 4
+
+
+def test_an_imported_model_that_lacks_a_file_is_not_sent_to_a_download(tmp_path: Path, home: Path) -> None:
+    """Its files have no addresses."""
+    digest = "0" * 64
+    row = f'[[files]]\npath = "unet.pth"\nbytes = 1\nsha256 = "{digest}"\n'
+    folder = model_toml(tmp_path / "mine", f'name = "mine"\n[components.unet]\nfile = "unet.pth"\n{row}')
+    write(folder / "unet.pth")
+    import_folder(folder)
+    (folder / "unet.pth").unlink()
+    expected = "get it from its authors, then run `sa models import FOLDER`"
+    with pytest.raises(ModelMissing, match=r"lacks unet \(mine/unet.pth\)") as caught:
+        catalogue.open_model("mine", ("unet",))
+    assert (caught.value.hint, caught.value.downloads) == (expected, ())
+    with pytest.raises(ModelMissing) as verified:
+        app(["verify", "mine"], standalone_mode=False)
+    assert verified.value.hint == expected
 
 
 def test_a_model_whose_folder_moved_away_is_said_to_have_moved(tmp_path: Path, home: Path) -> None:

@@ -222,6 +222,14 @@ def test_a_card_that_this_build_of_torch_has_no_kernels_for(installed, monkeypat
     assert "pytorch.org" in (finding.mend or "")
 
 
+def test_what_a_download_would_leave_is_deleted_first(home: Path) -> None:
+    empty = home / "models/vjepa-vith16/vith16.pth.tar"
+    empty.parent.mkdir(parents=True)
+    empty.touch()
+    found = [finding for finding in doctor.models() if str(empty) in finding.found]
+    assert [finding.mend for finding in found] == [f"rm {empty} && sa models pull vjepa-vith16"]
+
+
 def test_models_that_are_cut_empty_nested_or_gone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rows(state: str) -> list[Finding]:
         return [finding for finding in doctor.models() if finding.state == state]

@@ -51,8 +51,8 @@ class PersonFace:
 def chosen_people(
     motion: Motion, config: PeopleConfig, path: Path, frames: tuple[int | None, int | None] = (None, None)
 ) -> Motion:
-    """The motion of ``--person``'s people; the largest is that of ``frames``, as in a video, or of all if these show
-    nobody. Raises ``NoPerson`` that names ``path`` if one is not there."""
+    """The motion of ``--person``'s people; the largest is that of ``frames``, as in a video, or of all frames if
+    these show no person. Raises ``NoPerson`` that names ``path`` if one is not there."""
     if config.person is None:
         return motion
     person = _person(config.person)

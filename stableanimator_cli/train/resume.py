@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stableanimator_cli import catalogue
 from stableanimator_cli.config.schema import read_toml, resolve, to_toml
 from stableanimator_cli.config.train import StageConfig, TrainConfig, preset_tables
 from stableanimator_cli.config.train_diff import diff, with_current_names
@@ -48,7 +49,7 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
         hint = "a run folder holds config.toml and checkpoints/; start a new run with DATASET -o RUN"
         raise BadInput(run, "no config.toml", "the folder of a run of sa train", hint=hint)
     stored = read_toml(path)
-    config = resolve(TrainConfig, {**flags, "output": run}, config_file, preset=(stored, str(path)))
+    config = with_full_paths(resolve(TrainConfig, {**flags, "output": run}, config_file, preset=(stored, str(path))))
     if config.stage is None:
         raise BadInput(path, "no [[stage]]", "the config that sa train wrote", hint="start a new run")
     steps = config.steps
@@ -67,6 +68,19 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
         hint = f"resume without the change, or start a new run from {run / checkpoint.LINK} with --model"
         raise ConfigError("--resume", "; ".join(changed), f"the config that {run} was trained with", hint=hint)
     return config
+
+
+def with_full_paths(config: TrainConfig) -> TrainConfig:
+    """``config`` with paths of model and clips that are the same files in every working folder."""
+    model, held_out = config.model, config.validation.of
+    if model is not None and model not in catalogue.names():
+        model = str(catalogue.expanded(model).resolve())
+    return replace(
+        config,
+        model=model,
+        dataset=tuple(path.absolute() for path in config.dataset),
+        validation=replace(config.validation, of=held_out and tuple(path.absolute() for path in held_out)),
+    )
 
 
 def check_length(config: TrainConfig, reporter: Reporter, flag: str = "--steps") -> None:

@@ -129,13 +129,7 @@ def _with_stages(config: TrainConfig, name: str, model: ModelFolder) -> TrainCon
     in another folder."""
     size = model.defaults.get("size")
     config = config.resolve_stages(parse_sizes(size)[0] if isinstance(size, str) else _DEFAULT_SIZE)
-    held_out = config.validation.of
-    return replace(
-        config,
-        model=name if name in catalogue.names() else str(catalogue.expanded(name).resolve()),
-        dataset=tuple(path.absolute() for path in config.dataset),
-        validation=replace(config.validation, of=held_out and tuple(path.absolute() for path in held_out)),
-    )
+    return resume.with_full_paths(replace(config, model=name))
 
 
 def _with_model_defaults(

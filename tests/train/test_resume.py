@@ -1,0 +1,42 @@
+"""Runs of ``sa train`` that are resumed with flags and files, or had no checkpoint yet."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from stableanimator_cli.train import run
+from stableanimator_cli.train.metrics_log import read_metrics
+
+
+def flags(data: Path, model: Path, out: Path, **more: Any) -> dict[str, Any]:
+    given = {
+        "dataset": [data], "model": str(model), "output": out, "steps": 1, "frames": 1, "batch": 2, "warmup": 0,
+        "train": "pose+face", "workers": 0, "device": "cpu", "checkpointing": "off", "cache": "off",
+    }  # fmt: skip
+    return given | more
+
+
+def test_relative_paths_beside_resume_are_found_from_every_folder(data, tiny_model, tmp_path, monkeypatch):
+    place, out = tmp_path / "place", tmp_path / "run"
+    shutil.copytree(data, place / "clips")
+    run.run(flags=flags(data, tiny_model, out))
+    monkeypatch.chdir(place)
+    named = {"dataset": [Path("clips")], "validate": [Path("clips")], "validate_every": 100}
+    monkeypatch.setattr("stableanimator_cli.train.checkpoint_writer.validate", lambda *_: _SCORES)
+    run.run(flags={"steps": 2, **named}, resumed=out)
+    monkeypatch.chdir(tmp_path)
+    run.run(flags={"steps": 3}, resumed=out)
+    assert [row["step"] for row in read_metrics(out)] == [1, 2, 3]
+
+
+def test_the_model_may_be_named_by_a_relative_path_again(data, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_model.parent)
+    out, model = tmp_path / "run", Path(tiny_model.name)
+    run.run(flags=flags(data, model, out))
+    run.run(flags={"steps": 2, "model": str(model)}, resumed=out)
+    assert len(read_metrics(out)) == 2
+
+
+_SCORES = {"csim": None, "keypoint_error": None, "score": 0.0, "absent": False}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ def new_config(
 
 
 def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None, reporter: Reporter) -> TrainConfig:
-    """The config of ``run`` with the given flags and file over it. ``steps`` sets the length of the last stage.
+    """The config of ``run`` with the given flags and file over it. ``steps`` or ``epochs`` set the length of the last
+    stage.
 
     Raises ``ConfigError`` that lists the differences if they would change a result of the training, if ``steps`` is
     less than what is trained already, and if ``output`` is another folder.
@@ -52,14 +53,14 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
     config = with_full_paths(resolve(TrainConfig, {**flags, "output": run}, config_file, preset=(stored, str(path))))
     if config.stage is None:
         raise BadInput(path, "no [[stage]]", "the config that sa train wrote", hint="start a new run")
-    steps = config.steps
-    config = replace(config, steps=None).resolve_stages(_UNUSED_SIZE)
+    steps, epochs = config.steps, config.epochs
+    ran = resolve(TrainConfig, {"output": run}, preset=(stored, str(path)))
+    config = replace(config, steps=None, epochs=None, stage=_with_sizes(config.stage, ran.stage or ()))
+    config = config.resolve_stages(_UNUSED_SIZE)
     stages = config.stage
     assert stages  # resolve_stages fills it
-    before, last = stages[:-1], stages[-1]
-    if steps is not None:
-        last = replace(last, steps=steps, epochs=None)
-        config = replace(config, stage=(*before, last))
+    if steps is not None or epochs is not None:
+        config = replace(config, stage=(*stages[:-1], replace(stages[-1], steps=steps, epochs=epochs)))
     progress = last_progress(run)
     trained = with_current_names(stored if progress is None else progress.get("config") or stored)
     check_length(config, reporter)
@@ -68,6 +69,12 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
         hint = f"resume without the change, or start a new run from {run / checkpoint.LINK} with --model"
         raise ConfigError("--resume", "; ".join(changed), f"the config that {run} was trained with", hint=hint)
     return config
+
+
+def _with_sizes(stages: Sequence[StageConfig], trained: Sequence[StageConfig]) -> tuple[StageConfig, ...]:
+    """``stages``, of which those without sizes get those that were ``trained``: a new run takes them from the model."""
+    known = (*(stage.sizes for stage in trained), *(None for _ in stages))
+    return tuple(replace(stage, sizes=stage.sizes or sizes) for stage, sizes in zip(stages, known, strict=False))
 
 
 def with_full_paths(config: TrainConfig) -> TrainConfig:

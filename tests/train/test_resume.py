@@ -6,6 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.train import run
 from stableanimator_cli.train.metrics_log import read_metrics
 
@@ -37,6 +40,49 @@ def test_the_model_may_be_named_by_a_relative_path_again(data, tiny_model, tmp_p
     run.run(flags=flags(data, model, out))
     run.run(flags={"steps": 2, "model": str(model)}, resumed=out)
     assert len(read_metrics(out)) == 2
+
+
+STAGES = """
+[[stage]]
+name = "first"
+steps = 1
+frames = 1
+train = "pose+face"
+[[stage]]
+name = "second"
+epochs = 1
+frames = 1
+train = "pose+face"
+"""
+
+
+@pytest.fixture
+def two_stages(data, tiny_model, tmp_path) -> tuple[Path, Path]:
+    """A finished run of two stages, a step and two, and the file that it was started with."""
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "run"
+    recipe.write_text(STAGES)
+    given = flags(data, tiny_model, out)
+    for name in ("steps", "frames", "batch", "train", "warmup"):
+        del given[name]
+    run.run(flags=given, config_file=recipe)
+    return out, recipe
+
+
+def test_epochs_extend_the_last_stage_as_steps_do(two_stages):
+    out, _ = two_stages
+    run.run(flags={"epochs": 1.5}, resumed=out)
+    assert [row["stage"] for row in read_metrics(out)] == ["first", "second", "second", "second"]
+
+
+def test_the_file_that_a_run_was_started_with_changes_nothing(two_stages):
+    """Its stages have no sizes: they are the model's."""
+    out, recipe = two_stages
+    before = (out / "config.toml").read_bytes()
+    run.run(flags={}, config_file=recipe, resumed=out)
+    assert (out / "config.toml").read_bytes() == before
+    recipe.write_text(STAGES + 'sizes = "32x32"\n')
+    with pytest.raises(ConfigError, match=r"found \"stage\[1\]\.sizes: was '64x64', now '32x32'\", expected"):
+        run.run(flags={}, config_file=recipe, resumed=out)
 
 
 _SCORES = {"csim": None, "keypoint_error": None, "score": 0.0, "absent": False}

@@ -67,6 +67,8 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
     changed = diff(_without_length(trained), _without_length(tables_of(config)))
     if changed:
         hint = f"resume without the change, or start a new run from {run / checkpoint.LINK} with --model"
+        if progress is None:
+            hint = f"resume without the change, or delete {run}, which has no checkpoint, and start a new run"
         raise ConfigError("--resume", "; ".join(changed), f"the config that {run} was trained with", hint=hint)
     return config
 
@@ -148,8 +150,10 @@ def check_new(run: Path) -> None:
     """Raise ``BadInput`` if the folder of a new run holds a run, or other files with the names of a run's files."""
     if run.exists() and not run.is_dir():
         raise BadInput.because(run, "it is a file, not a folder for the run", hint="choose another -o")
-    if (run / CONFIG).exists() or checkpoint.list_checkpoints(run):
-        hint = f"resume it with `{command('sa', 'train', '--resume', run)}`, or choose another -o"
+    checkpoints = checkpoint.list_checkpoints(run)
+    if checkpoints or (run / CONFIG).exists():
+        another = "choose another -o" if checkpoints else "delete it, as it has no checkpoint, or choose another -o"
+        hint = f"resume it with `{command('sa', 'train', '--resume', run)}`, or {another}"
         raise BadInput(run, "an existing run", "a new folder", hint=hint)
     for name in (checkpoint.FOLDER, checkpoint.LINK, METRICS, CURVES, "validation"):
         if os.path.lexists(run / name):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.errors import BadInput, ConfigError, OutOfMemory
 from stableanimator_cli.train import run
 from stableanimator_cli.train.metrics_log import read_metrics
 
@@ -83,6 +83,25 @@ def test_the_file_that_a_run_was_started_with_changes_nothing(two_stages):
     recipe.write_text(STAGES + 'sizes = "32x32"\n')
     with pytest.raises(ConfigError, match=r"found \"stage\[1\]\.sizes: was '64x64', now '32x32'\", expected"):
         run.run(flags={}, config_file=recipe, resumed=out)
+
+
+def test_a_run_without_a_checkpoint_is_no_model_to_start_from(data, tiny_model, tmp_path, monkeypatch):
+    """What stops the first step is mended by another flag, as less --micro-batch: the run cannot resume with it."""
+    out = tmp_path / "run"
+
+    def full(*_: Any) -> None:
+        raise OutOfMemory("no memory", hint="use a smaller --micro-batch")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("stableanimator_cli.train.loop.Loop.run", full)
+        with pytest.raises(OutOfMemory):
+            run.run(flags=flags(data, tiny_model, out))
+    with pytest.raises(BadInput, match="an existing run") as caught:
+        run.run(flags=flags(data, tiny_model, out, micro_batch=1))
+    assert "delete it, as it has no checkpoint" in str(caught.value.hint)
+    with pytest.raises(ConfigError, match=r"memory\.micro_batch: was not set, now 1") as refused:
+        run.run(flags={"micro_batch": 1}, resumed=out)
+    assert f"delete {out}, which has no checkpoint" in str(refused.value.hint)
 
 
 _SCORES = {"csim": None, "keypoint_error": None, "score": 0.0, "absent": False}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stableanimator_cli import catalogue, distributed
 from stableanimator_cli.catalogue.download import weight_digests
-from stableanimator_cli.config.train import LossConfig, TrainConfig, parse_sizes
+from stableanimator_cli.config.train import SCRATCH, LossConfig, TrainConfig, parse_sizes
 from stableanimator_cli.devices import check_device_exists
 from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing, NoFace, SaError
 from stableanimator_cli.files import check_apart, locked_output
@@ -82,6 +82,7 @@ def _run(
     config = _with_training_levels(config, model, reporter if first else NullReporter())
     if fresh:
         config = _with_stages(config, name, model)
+        _check_lora(config, model)
         if first:
             _warn_of_random_layers(config, reporter)
     _check_ranks(config, world)
@@ -142,6 +143,15 @@ def _with_model_defaults(
         expected = f"off: {model.name} was trained without it"
         raise ConfigError("--face-encoder", "on", expected, hint="leave --face-encoder out, or use another --model")
     return config
+
+
+def _check_lora(config: TrainConfig, model: ModelFolder) -> None:
+    """Low-rank updates do not train a network that starts from random weights: refuse before anything is cached."""
+    lora = any(stage.train == "lora" for stage in config.stage or ())
+    fresh = [role for role in SCRATCH if role in (config.from_scratch or ()) or role not in model.files]
+    if lora and fresh:
+        hint = "start from a trained model folder, or use --train adapters or --train attentions first"
+        raise ConfigError("--train", "lora", f"a model with {' and '.join(sorted(fresh))}", hint=hint)
 
 
 def _warn_of_random_layers(config: TrainConfig, reporter: Reporter) -> None:

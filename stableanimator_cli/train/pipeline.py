@@ -69,7 +69,6 @@ def _train(
 ) -> TrainReport:
     started = time.perf_counter()
     run_folder, main, device = config.output, accelerator.is_main_process, torch.device(accelerator.device)
-    needs = base_model.prepare(name, model, run_folder) if main else ""
     for warning in model.warnings:
         reporter.warning(warning)
     if fresh:
@@ -80,15 +79,22 @@ def _train(
         config = replace(config, data=replace(config.data, cache=kinds_to_read(config, dataset, model)))
     digest = _digest(dataset)
     resume.check_dataset(run_folder, digest)
+    held_out = _open_held_out(config, model, reporter)
+    trains_faces = config.ablation.face == "on"
+    detects = "face" in model.files and any(clip.folder is None for clip in dataset.clips)
+    if trains_faces and not detects:  # what the clips lack stays missing: refuse before anything is written
+        check_faces(dataset, model, reporter)
+    needs = base_model.prepare(name, model, run_folder) if main else ""
     base = base_model.digests(model, config.from_scratch or ()) if main else {}
     if main:
         _begin_folder(config, base)
     shard = (accelerator.process_index, accelerator.num_processes)
     make_caches(requested, dataset, model, device, shard, reporter)
     accelerator.wait_for_everyone()
-    if config.ablation.face == "on":
+    if trains_faces and detects:
         dataset = with_faces(dataset, model.face_channel_order)
         check_faces(dataset, model, reporter)
+    if trains_faces:
         reporter.info(f"faces: in {len(dataset.clips) - len(dataset.faceless)} of {len(dataset.clips)} clips")
     checkpoints = checkpoint.list_checkpoints(run_folder)
     last_step, last = checkpoints[-1] if checkpoints else (0, None)
@@ -97,7 +103,8 @@ def _train(
         reporter.info(f"resumes at step {last_step}")
     accelerator.wait_for_everyone()  # all ranks must see the same checkpoints before one of them writes another
     metrics = Metrics(run_folder, last_step, writes=main)
-    held_out = _open_held_out(config, model, device if main else None, reporter)
+    if held_out is not None and trains_faces and main:
+        detect_faces(held_out, model, device, reporter)
     writer = CheckpointWriter(config, model, needs, digest, base, held_out, device, reporter)
     if state is not None and last is not None and main:
         scores = writer.complete(state.position, last)
@@ -130,17 +137,12 @@ def _begin_folder(config: TrainConfig, base: Mapping[str, str]) -> None:
     resume.write_config(config, config.output)
 
 
-def _open_held_out(
-    config: TrainConfig, model: ModelFolder, device: torch.device | None, reporter: Reporter
-) -> Dataset | None:
-    """The clips that validation renders, None without; ``device`` of the rank that detects their faces."""
+def _open_held_out(config: TrainConfig, model: ModelFolder, reporter: Reporter) -> Dataset | None:
+    """The clips that validation renders, None without."""
     if config.validation.of is None:
         return None
     order = model.face_channel_order
-    held_out = open_dataset(config.validation.of, min_frames=2, face_channel_order=order, reporter=reporter)
-    if device is not None and config.ablation.face == "on":
-        detect_faces(held_out, model, device, reporter)
-    return held_out
+    return open_dataset(config.validation.of, min_frames=2, face_channel_order=order, reporter=reporter)
 
 
 def _close_metrics(metrics: Metrics, run_folder: Path, *, draws: bool) -> None:

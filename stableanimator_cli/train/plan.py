@@ -91,11 +91,12 @@ def fit_to_limit(config: TrainConfig, model: ModelFolder, *, ranks: int) -> Trai
 
 def _workload(config: TrainConfig, stage: StageConfig, ranks: int, people: int) -> dict[str, Any]:
     """Arguments of ``engine.memory.train.predict`` for the largest size of a stage, of samples of ``people``."""
+    data = config.data
     return {
         "size": max(stage.sizes or (), key=lambda size: size[0] * size[1]),
         "frames": stage.frames,
         "people": people,
-        "cached": config.data.cache not in (None, "off"),
+        "cached": data.cache is not None and data.reads("latents") and data.reads("embeddings"),
         "ema": config.optimizer.ema > 0,
         "ranks": ranks,
         "sharded": config.memory.sharding == "full",

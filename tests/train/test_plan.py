@@ -70,6 +70,16 @@ def test_a_plan_says_memory_and_time_and_writes_nothing(
     assert f"memory     {totals['blocks'] / 2**20:.1f} MiB (weights " in said
 
 
+@pytest.mark.parametrize(
+    ("cache", "loaded"), [("latents", True), ("embeddings", True), ("embeddings,latents", False), ("off", True)]
+)
+def test_encoders_of_which_one_is_not_cached_are_counted(
+    data: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: str, loaded: bool
+) -> None:
+    train(data, tiny_model, tmp_path / "run", "--steps", 1, "--plan", "--cache", cache)
+    assert (", encoders " in capsys.readouterr().out) == loaded
+
+
 def test_what_fits_is_chosen_and_runs_to_the_same_losses(
     data: Path, tiny_model: Path, totals: dict[str, int], tmp_path: Path
 ) -> None:

@@ -139,7 +139,7 @@ class CacheFile:
         if not self._is_unmarked_cache():
             check_replaceable(self.path)
         data = sorted_metadata(save({self.array: rows.contiguous()}, metadata={**self.header, MARK: FORMAT}))
-        with atomic_write(self.path) as temp, translate_os_errors(self.path):
+        with _hint_of_writes("use --cache off"), atomic_write(self.path) as temp, translate_os_errors(self.path):
             temp.write_bytes(data)
         return len(data)
 
@@ -160,6 +160,16 @@ class CacheFile:
         except (SafetensorError, OSError) as error:
             problem = f"a damaged file ({error})"
             raise BadInput(self.path, problem, f"cached {self.kind}", hint=self._replace_hint) from None
+
+
+@contextmanager
+def _hint_of_writes(otherwise: str) -> Iterator[None]:
+    """The hint of files that cannot be written into a clip's folder: another ``-o`` does not move them."""
+    try:
+        yield
+    except BadInput as error:
+        error.hint = f"free some space and make the folder of the clip writable, or {otherwise}"
+        raise
 
 
 def _abbreviate(key: str, value: str) -> str:
@@ -309,7 +319,8 @@ def _encode(clip: TrainingClip, encoders: Sequence[Encode], reader: FaceReader |
             problem, hint = "numbers that are not finite in the output of an encoder", "use --dtype float32"
             raise BadInput(clip.path, problem, "finite ones", frame=int(bad[0]), hint=hint)
     if reader is not None:
-        save_faces(clip.faces_path, FaceTable.of(faces, reader.channel_order))
+        with _hint_of_writes("copy the clips"):
+            save_faces(clip.faces_path, FaceTable.of(faces, reader.channel_order))
     return encoded
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -176,3 +177,28 @@ def test_faces_are_read_for_clips_that_have_none(tmp_path: Path) -> None:
 )
 def test_a_clip_goes_where_its_aspect_is_nearest(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert nearest_size(size, [(512, 512), (576, 1024)]) == expected
+
+
+def test_clips_that_may_not_be_written_have_a_hint_that_works(
+    buckets: tuple[Bucket, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their caches and faces have no other place: another -o does not help."""
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    class Reader:
+        channel_order = "bgr"
+
+        def faces(self, image: np.ndarray) -> list[Face]:
+            return []
+
+    clip = write_upstream(tmp_path / "rec" / "00001", 4)
+    monkeypatch.setattr("os.replace", read_only)
+    with pytest.raises(BadInput, match=r"latents-64x64\.safetensors: found a folder that may not be written") as caught:
+        build_cache(buckets, Networks().encoders())
+    assert caught.value.hint == "free some space and make the folder of the clip writable, or use --cache off"
+    upstream = into_buckets(open_dataset([clip], min_frames=2).clips, [SIZE])
+    with pytest.raises(BadInput, match=r"faces\.npz: found a folder that may not be written") as caught:
+        build_cache(upstream, Encoders(faces=Reader()))  # type: ignore[arg-type]
+    assert caught.value.hint == "free some space and make the folder of the clip writable, or copy the clips"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stableanimator_cli import catalogue, distributed
 from stableanimator_cli.catalogue.download import weight_digests
+from stableanimator_cli.config.schema import require
 from stableanimator_cli.config.train import SCRATCH, LossConfig, TrainConfig, parse_sizes
 from stableanimator_cli.devices import check_device_exists
 from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing, NoFace, SaError
@@ -118,11 +119,14 @@ def _export(flags: Mapping[str, Any], run_folder: Path | None, form: Literal["mo
     folder = Path(output)
     if not folder.name:  # "." has no name for a temporary folder beside it
         folder = folder.absolute()
+    require(form in ("model", "upstream"), "--export", form, "model or upstream")
+    weights = flags.get("weights")
+    require(weights in (None, "float16", "float32"), "--weights", weights, "float16 or float32")
     check_apart(folder, [run_folder])
     with locked_output(folder, "sa train --export"):
         from stableanimator_cli.train.export import export  # imports torch
 
-        return export(run_folder, form, folder, flags.get("weights"))
+        return export(run_folder, form, folder, weights)
 
 
 def _with_stages(config: TrainConfig, name: str, model: ModelFolder) -> TrainConfig:

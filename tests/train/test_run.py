@@ -307,6 +307,15 @@ def test_an_export_refuses_what_it_does_not_read(whole, tmp_path, more, plan, fl
     assert not list(tmp_path.iterdir())
 
 
+def test_an_export_of_another_form_is_refused(whole, tmp_path):
+    """From Python, where the command line has not checked it: it would be written as a model, and as float32."""
+    with pytest.raises(ConfigError, match="--export: found 'onnx', expected model or upstream"):
+        run.run(flags={"output": tmp_path / "mine"}, resumed=whole, export="onnx")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--weights: found 'bfloat16', expected float16 or float32"):
+        run.run(flags={"output": tmp_path / "mine", "weights": "bfloat16"}, resumed=whole, export="model")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_export_has_the_full_name_of_its_folder(whole, tmp_path):
     run.run(flags={"output": tmp_path / "mine.v1.2"}, resumed=whole, export="model")
     assert catalogue.open_model(tmp_path / "mine.v1.2").name == "mine.v1.2"

@@ -15,7 +15,7 @@ import torch
 
 from stableanimator_cli import distributed
 from stableanimator_cli.config.animate import DeviceConfig
-from stableanimator_cli.config.train import TrainConfig
+from stableanimator_cli.config.train import LossConfig, TrainConfig
 from stableanimator_cli.engine.device import DevicePlan, dtype_name, float32_precision
 from stableanimator_cli.errors import SaError
 from stableanimator_cli.files import check_apart
@@ -77,6 +77,7 @@ def _train(
     requested = config
     if fresh:
         config = replace(config, data=replace(config.data, cache=kinds_to_read(config, dataset, model)))
+        _warn_of_clean_references(config, reporter)
     digest = _digest(dataset)
     resume.check_dataset(run_folder, digest)
     held_out = _open_held_out(config, model, reporter)
@@ -127,6 +128,16 @@ def _train(
     _close_metrics(metrics, run_folder, draws=main)
     accelerator.end_training()
     return _report(run_folder, loop, dataset, time.perf_counter() - started)
+
+
+def _warn_of_clean_references(config: TrainConfig, reporter: Reporter) -> None:
+    """Say so if references have less noise than ``sa animate`` adds to them: cached latents are made without it."""
+    cached = config.data.cache is not None and config.data.reads("latents")
+    if cached and config.loss.noise_aug > LossConfig().noise_aug:  # the default is hardly visible
+        reporter.warning(
+            f"--noise-aug {config.loss.noise_aug:g}: references of cached latents have no noise, unlike those of "
+            "`sa animate`; --cache off adds it"
+        )
 
 
 def _begin_folder(config: TrainConfig, base: Mapping[str, str]) -> None:

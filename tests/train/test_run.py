@@ -536,6 +536,15 @@ def test_random_layers_that_no_stage_trains_are_named(data, tiny_model, tmp_path
     assert any("--from-scratch unet with --train attentions: layers of the" in line for line in heard.warnings) == warns
 
 
+def test_references_without_their_noise_are_named(data, tiny_model, tmp_path, monkeypatch):
+    """Cached latents are of images without noise, whatever --noise-aug the checkpoint records for `sa animate`."""
+    monkeypatch.setattr("stableanimator_cli.train.loop.Loop.run", lambda loop: None)
+    for cache, noise, warns in (("latents", 0.5, True), ("latents", 0.02, False), ("off", 0.5, False)):
+        heard, out = Heard(), tmp_path / f"run-{cache}-{noise}"
+        run.run(flags=flags(data, tiny_model, out, cache=cache, noise_aug=noise), reporter=heard)
+        assert any("--noise-aug 0.5: references of cached" in line for line in heard.warnings) == warns
+
+
 def test_other_weights_of_the_base_model_are_refused_on_resume(data, tiny_model, tmp_path):
     model, out = tmp_path / "model", tmp_path / "run"
     shutil.copytree(tiny_model, model)

@@ -223,7 +223,8 @@ def models() -> Iterator[Finding]:
         yield _note("models", message, f"sa models pull {expected}")
     yield from _remains(catalogue.cache_dir() / "models")
     requested = os.environ.get("SA_MODEL")
-    if requested and requested not in catalogue.names() and not os.path.isdir(catalogue.expanded(requested)):
+    here = not requested or requested in catalogue.names() or os.path.isdir(catalogue.expanded(requested))
+    if requested and not here and catalogue.of_hub(requested) is None:
         yield _broken("models", f"SA_MODEL is {requested!r}: no name of the catalogue and no folder", "unset SA_MODEL")
 
 

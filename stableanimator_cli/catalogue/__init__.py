@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import backbone_facts
-from stableanimator_cli.catalogue import layouts, pipelines
+from stableanimator_cli.catalogue import hub, layouts, pipelines
 from stableanimator_cli.catalogue.configs import read_config
 from stableanimator_cli.catalogue.damage import check_size
 from stableanimator_cli.catalogue.home import BUILTIN, cache_dir, expanded
@@ -193,7 +193,7 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: 
         licence=found.licence,
         face_channel_order=order or "bgr",
         digests={path: digest for part in parts.values() for path, digest in part.digests.items()},
-        warnings=_warnings(layout, order),
+        warnings=() if layout is None else layout.warnings(order),
         backbone=backbone or backbone_facts.DEFAULT,
         max_texture_error=texture.get(parts["vae"].owner) if "vae" in parts else None,  # it is a figure of that VAE
     )
@@ -202,16 +202,6 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: 
 def open_animator(name: str | Path) -> ModelFolder:
     """``open_model`` with all networks that the model's backbone needs."""
     return open_model(name, open_model(name).networks)
-
-
-def _warnings(layout: layouts.Layout | None, order: ChannelOrder | None) -> tuple[str, ...]:
-    if layout is None or layout.guessed_order is None:
-        return ()
-    note = layout.guessed_order.with_name(layouts.NOTE)
-    return (
-        f"{layout.guessed_order} does not name the channel order in which faces are embedded; {order} is used, as for "
-        f'the released weights. To set it, write {{"face_channel_order": "bgr"}} to {note}',
-    )
 
 
 def default_model(require: Sequence[str] = (), useful: Sequence[str] = ()) -> str:
@@ -260,7 +250,15 @@ def _find(name_or_folder: str | Path) -> tuple[Entry, layouts.Layout | None]:
     if not os.path.isdir(folder):
         if folder.name == str(name_or_folder):
             return entry(folder.name), None
-        raise ModelMissing(f"{folder}: no such model folder", hint=f"known names: {', '.join(names())}")
+        named = of_hub(str(name_or_folder))
+        if isinstance(named, Entry):
+            return named, None
+        if named is None:
+            hint = f"known names: {', '.join(names())}"
+            if hub.is_model_name(str(name_or_folder)):
+                hint = f"a model of the hub is opened in its cache: `hf download {name_or_folder}`; or {hint}"
+            raise ModelMissing(f"{folder}: no such model folder", hint=hint)
+        folder = named
     if (folder / FILE_NAME).is_file():
         return read(folder), None
     pipelines.refuse_other(folder, names())
@@ -275,6 +273,16 @@ def _find(name_or_folder: str | Path) -> tuple[Entry, layouts.Layout | None]:
         )
         raise ModelMissing(f"{folder}: found no {FILE_NAME} and none of {layouts.SIGNS}", hint=hint)
     return entry(layout.primary), layout
+
+
+def of_hub(name: str) -> Entry | Path | None:
+    """A model of the hub, OWNER/NAME: the entry with that source, or the folder in the hub's cache if the entry's own
+    files are not complete. None if neither exists."""
+    if not hub.is_model_name(name):
+        return None
+    found = next((one for one in readable()[0] if one.source == f"{hub.HUB}/{name}"), None)
+    complete = found is not None and all(locate(found, row.path) for row in found.files if not row.optional)
+    return found if complete else hub.snapshot(name) or found
 
 
 def with_needs(found: Entry) -> Iterator[Entry]:

@@ -17,6 +17,7 @@ from stableanimator_cli.catalogue.home import expanded
 from stableanimator_cli.errors import ConfigError
 
 HUB = "https://huggingface.co"
+_NAME = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)", re.ASCII)
 _FILE = re.compile(rf"{re.escape(HUB)}/((?:spaces/|datasets/)?)([^/?#]+)/([^/?#]+)/resolve/[^/?#]+/([^?#]+)")
 
 
@@ -68,6 +69,25 @@ def cached(url: str, size: int | None) -> Iterator[Path]:
         file = revision / path
         if os.path.isfile(file) and size in (None, file.stat().st_size):
             yield file
+
+
+def is_model_name(text: str) -> bool:
+    """Whether ``text`` can be the name of a model of the hub, as OWNER/NAME."""
+    return _NAME.fullmatch(text) is not None
+
+
+def snapshot(name: str) -> Path | None:
+    """The folder of a model of the hub, OWNER/NAME, in the hub's cache: its main revision, else the only one."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    folder = _cache_dir() / f"models--{found[1]}--{found[2]}"
+    revisions = [path for path in folder.glob("snapshots/*") if path.is_dir()]
+    try:
+        main = (folder / "refs" / "main").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        main = ""
+    return next((path for path in revisions if path.name == main or len(revisions) == 1), None)
 
 
 def _cache_dir() -> Path:

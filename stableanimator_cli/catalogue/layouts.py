@@ -69,6 +69,16 @@ class Layout:
     face_channel_order: ChannelOrder | None = None
     guessed_order: Path | None = None
 
+    def warnings(self, order: ChannelOrder | None) -> tuple[str, ...]:
+        """What is not known about the folder; ``order`` is the channel order that is used."""
+        if self.guessed_order is None:
+            return ()
+        note = self.guessed_order.with_name(NOTE)
+        return (
+            f"{self.guessed_order} does not name the channel order in which faces are embedded; {order} is used, as "
+            f'for the released weights. To set it, write {{"face_channel_order": "bgr"}} to {note}',
+        )
+
 
 def detect_layout(folder: Path) -> Layout | None:
     """The layout of ``folder`` (``checkpoints`` or its parent, or one model's folder), None if unknown."""

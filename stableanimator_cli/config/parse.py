@@ -215,7 +215,7 @@ def model_option() -> Any:
     """The option ``--model`` of all verbs."""
     return option(
         "--model", None, complete="model", metavar="NAME|FOLDER", default_text="$SA_MODEL, else stableanimator",
-        help="Model: a name of the catalogue (sa models list) or a model folder.",
+        help="Model: a name of the catalogue (sa models list), a model folder, or OWNER/NAME of the Hugging Face hub.",
     )  # fmt: skip
 
 

@@ -17,6 +17,9 @@ NETWORKS = ("unet", "pose_net", "face_encoder", "vae", "image_encoder")
 Schedule = Literal["karras", "ays", "ddim"]
 """Values of ``--schedule``."""
 
+Trained = Literal["svd", "magic"]
+"""Values of ``--backbone`` of ``sa train``: the backbones that are ``trainable``."""
+
 DEFAULT = "svd"
 """The backbone of a model folder that names none."""
 

@@ -6,10 +6,13 @@ import ast
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from stableanimator_cli.backbone_facts import BACKBONES, DEFAULT
+from stableanimator_cli.backbone_facts import BACKBONES, DEFAULT, Trained
+from stableanimator_cli.catalogue import entry
+from stableanimator_cli.catalogue.pipelines import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ROOT / "stableanimator_cli" / "engine" / "backbones"
@@ -61,3 +64,12 @@ def test_every_backbone_has_a_room_with_all_methods(name: str) -> None:
     methods = {word for word in vars(protocol) if not word.startswith("_")}
     assert len(methods) >= 8
     assert {word for word in methods if not callable(getattr(backbone, word, None))} == set()
+
+
+def test_every_trainable_backbone_is_a_choice_of_sa_train() -> None:
+    assert set(get_args(Trained)) == {name for name, facts in BACKBONES.items() if facts.trainable}
+
+
+def test_pipelines_are_opened_with_all_parts_of_their_backbone() -> None:
+    for kind in KINDS.values():
+        assert set(kind.parts) == set(BACKBONES[entry(kind.entry).backbone or DEFAULT].networks)

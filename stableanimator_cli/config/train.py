@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from stableanimator_cli.backbone_facts import Trained
 from stableanimator_cli.config.parse import (
     DEVICE,
     OUTPUT,
@@ -326,7 +327,7 @@ class TrainConfig:
     output: Path = option("--output", short="-o", metavar="RUN",
         help="The folder of the run; with --export where to write to.")
     model: str | None = model_option()
-    backbone: Literal["svd", "magic"] | None = option("--backbone", None, default_text="the model's",
+    backbone: Trained | None = option("--backbone", None, default_text="the model's",
         help="Backbone: svd, or magic (Stable Diffusion with AnimateDiff), from a folder of these or with "
         "--from-scratch unet.")
     preset: Preset | None = option("--preset", None, default_text="none",

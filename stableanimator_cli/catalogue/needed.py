@@ -15,12 +15,14 @@ RATE = 10_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needed:
-    """Missing files of ``names`` and of the models they need. ``bytes`` is None if a size is not recorded;
-    ``licences`` by model. ``optional``: files that only ``--all`` downloads are among them."""
+    """Missing files of ``names`` and of the models they need. ``bytes`` is None if a size is not recorded, ``known``
+    what is known then: recorded sizes, and totals that are not exact. ``licences`` by model. ``optional``: files that
+    only ``--all`` downloads are among them."""
 
     names: tuple[str, ...]
     files: int
     bytes: int | None
+    known: int
     licences: Mapping[str, str]
     optional: bool = False
 
@@ -32,13 +34,14 @@ class Needed:
     def size(self) -> str:
         """Number of files, their size and the time of a download, for people."""
         count = f"{self.files} file{'s' * (self.files != 1)}"
-        if self.bytes is None:
+        if not self.known and self.bytes is None:
             return f"{count} of unknown size"
-        size = f"{self.bytes / 1e9:.1f} GB" if self.bytes >= 1e9 else f"{self.bytes / 1e6:.0f} MB"
-        return f"{count}, {size}, {max(1, round(self.bytes / RATE / 60))} min at 10 MB/s"
+        size = f"{self.known / 1e9:.1f} GB" if self.known >= 1e9 else f"{self.known / 1e6:.0f} MB"
+        least = "" if self.bytes is not None else "at least "
+        return f"{count}, {least}{size}, {max(1, round(self.known / RATE / 60))} min at 10 MB/s"
 
     def to_json(self) -> dict[str, Any]:
-        return {"models": list(self.names), "files": self.files, "bytes": self.bytes}
+        return {"models": list(self.names), "files": self.files, "bytes": self.bytes, "known_bytes": self.known}
 
     @property
     def terms(self) -> str:
@@ -54,17 +57,18 @@ def needed(
     not have; ``optional`` ones too."""
     rows: list[WeightFile | Archive] = []
     licences: dict[str, str] = {}
+    known = 0
     for name, found in {owner.name: owner for owner in owners}.items():
         missing = [row for row in found.files if (optional or not row.optional) and locate(found, row.path) is None]
         packed = {row.archive for row in missing}
         fetched = [row for row in missing if row.archive is None and not (row.url and _is_cached(row, row.url))]
         fetched += [bundle for bundle in found.archives if bundle.path in packed]
         rows += fetched
+        known += found.known_bytes(fetched)
         if fetched:
             licences[name] = found.licence
-    sizes = [row.bytes for row in rows]
-    total = None if None in sizes else sum(size for size in sizes if size is not None)
-    return Needed(names=tuple(names), files=len(rows), bytes=total, licences=licences, optional=optional)
+    total = None if any(row.bytes is None for row in rows) else known
+    return Needed(names=tuple(names), files=len(rows), bytes=total, known=known, licences=licences, optional=optional)
 
 
 def _is_cached(row: WeightFile, url: str) -> bool:

@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -40,6 +40,7 @@ _TOP = (
     "backbone",
     "face_channel_order",
     "max_texture_error",
+    "total_gb",
     "needs",
     "defaults",
     "components",
@@ -91,6 +92,7 @@ class Entry:
     """A parsed ``model.toml`` in ``folder``; ``backbone`` and ``face_channel_order`` are None if not recorded.
 
     ``max_texture_error`` is that of the images that the model was trained on (``engine.conditioning.texture_error``).
+    ``total_gb`` is the size of all files as the source shows it, for an entry whose files have no recorded sizes.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Entry:
     archives: tuple[Archive, ...]
     training: Mapping[str, Any] = field(default_factory=dict)
     max_texture_error: float | None = None
+    total_gb: float | None = None
     backbone: str | None = None
 
     def file(self, path: str) -> WeightFile | None:
@@ -133,6 +136,13 @@ class Entry:
         """Size of the files that are not optional, None if one is unknown."""
         sizes = [f.bytes for f in self.files if not f.optional]
         return None if None in sizes else sum(s for s in sizes if s is not None)
+
+    def known_bytes(self, rows: Sequence[WeightFile | Archive]) -> int:
+        """What is known of the size of these files of the entry: their recorded sizes, or the total if they are all."""
+        recorded = sum(row.bytes or 0 for row in rows)
+        if self.total_gb is None or len(rows) < len(self.files) or all(row.bytes is not None for row in rows):
+            return recorded
+        return max(recorded, round(self.total_gb * 1e9))
 
 
 def nearest_or_all(word: str, known: Iterable[str]) -> str | None:
@@ -167,6 +177,7 @@ def read(folder: Path) -> Entry:
         archives=archives,
         training=MappingProxyType(dict(top.fields("training", default={}).table)),
         max_texture_error=top.number("max_texture_error", 0, 1000, default=None),
+        total_gb=top.number("total_gb", 0, 1e6, default=None),
         backbone=top.choice("backbone", BACKBONES, default=None),
     )
 

@@ -70,7 +70,7 @@ def list_(json: options.JsonOpt = False) -> None:
     from stableanimator_cli import catalogue
 
     entries, damaged = catalogue.readable()
-    rows = [(e.name, e.task, _presence(e), _bytes(e.bytes), e.licence, e.summary) for e in entries]
+    rows = [(e.name, e.task, _presence(e), _size(e), e.licence, e.summary) for e in entries]
     out = console.get()
     out.table("", ("name", "task", "here", "size", "licence", "what"), rows, data=True)
     for error in damaged:
@@ -290,6 +290,12 @@ def _verdict(check: Check) -> str:
     if check.status == "other form":
         return f"other form ({check.file.name if check.file else ''})"
     return check.status
+
+
+def _size(entry: Entry) -> str:
+    """The size of an entry's files, or what is known of it."""
+    known = entry.known_bytes([row for row in entry.files if not row.optional])
+    return _bytes(entry.bytes) if entry.bytes is not None or not known else f">= {_bytes(known)}"
 
 
 def _bytes(size: int | None) -> str:

@@ -189,3 +189,19 @@ def test_size_time_and_licences_of_a_download(tmp_path: Path) -> None:
     (catalogue.model_cache_dir("base")).mkdir(parents=True)
     (catalogue.model_cache_dir("base") / "b").write_bytes(b"here")
     assert catalogue.download_of(["m"]).size == "1 file, 300 MB, 1 min at 10 MB/s"
+
+
+def test_sizes_that_are_not_recorded_are_stated_as_far_as_they_are_known(tmp_path: Path) -> None:
+    unknown = f'[[files]]\npath = "c"\nurl = "{URL}"\n'
+    known = f'[[files]]\npath = "w"\nurl = "{URL}"\nbytes = 300000000\n'
+    entry(tmp_path, unknown)
+    assert catalogue.download_of(["m"]).size == "1 file of unknown size"
+    entry(tmp_path, unknown + known)
+    found = catalogue.download_of(["m"])
+    assert (found.bytes, found.known) == (None, 300_000_000)
+    assert found.size == "2 files, at least 300 MB, 1 min at 10 MB/s"
+    entry(tmp_path, f"total_gb = 82.3\n{unknown}{known}")
+    assert catalogue.download_of(["m"]).size == "2 files, at least 82.3 GB, 137 min at 10 MB/s"
+    (catalogue.model_cache_dir("m")).mkdir(parents=True)
+    (catalogue.model_cache_dir("m") / "c").write_bytes(b"here")  # the total is that of all files
+    assert catalogue.download_of(["m"]).size == "1 file, 300 MB, 1 min at 10 MB/s"

@@ -26,7 +26,7 @@ from stableanimator_cli.errors import ConfigError, NoFace, NoPerson
 from stableanimator_cli.motion.left_to_right import people_left_to_right
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.person_regions import person_regions
-from stableanimator_cli.motion.track import Largest, Numbers
+from stableanimator_cli.motion.track import Largest, Numbers, largest_people
 from stableanimator_cli.puppets.scene import sample_scene
 from stableanimator_cli.records import Face, Motion
 from tests.animate.clips import Heard, skeleton_video
@@ -173,6 +173,12 @@ def test_by_position_from_left_to_right():
     assert paired(people, [face(60, 25), face(10)]) == {left: 10, right: 60}
     swapped = chosen_people(people, PeopleConfig(person=(1, 0)), Path("a.npz"))
     assert paired(swapped, [face(60, 25), face(10)]) == {left: 10, right: 60}
+    for smaller in (left, right):  # sizes of people decide who is paired, not with whom
+        of_sizes = motion()
+        neck = of_sizes.keypoints[:, smaller, 1:2, :2]
+        of_sizes.keypoints[:, smaller, :, :2] = neck + (of_sizes.keypoints[:, smaller, :, :2] - neck) / 2
+        assert largest_people(of_sizes, 2)[1] == smaller
+        assert paired(of_sizes, [face(60, 25), face(10)]) == {left: 10, right: 60}
 
 
 def test_the_first_frame_that_shows_all_decides_what_left_is():

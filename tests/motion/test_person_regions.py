@@ -70,6 +70,10 @@ def test_edges_are_soft():
     row = weights[0, 11]
     between = row[(row > 0.02) & (row < 0.98)]
     assert len(between) >= 2
+    for y in (40, 60, 92):  # across head, shoulders and trunk: two edges of several pixels, not of one cell
+        row = regions(person(60), person(190), cell=1)[0, y]
+        assert row.max() > 0.99
+        assert ((row > 0.02) & (row < 0.98)).sum() > 10
 
 
 def test_bodies_share_where_they_overlap():

@@ -1,4 +1,4 @@
-"""StableAnimator: animate a person in an image after a motion, and keep the face.
+"""StableAnimator: animate a person in an image with a motion, and keep the face.
 
 ``animate``, ``preprocess``, ``train`` and ``evaluate`` are the functions of ``api``; their packages can be called.
 ``Animator`` keeps a model loaded, ``StableAnimatorPipeline`` is a diffusers pipeline of the same networks. Nothing is

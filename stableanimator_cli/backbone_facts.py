@@ -26,7 +26,7 @@ DEFAULT = "svd"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneFacts:
-    """What verbs ask of a backbone before anything is loaded.
+    """Facts about a backbone that verbs need before anything is loaded.
 
     ``networks``: roles that a model folder must have. ``trainable``: whether ``sa train`` can train it.
     ``schedules``: the values of ``--schedule`` that it has. ``settings``: options by name (as in ``[defaults]`` of

@@ -90,12 +90,12 @@ def find_card(name: str, measured: Path | None = None) -> Card:
 
     ``measured``: the user's table, whose rows win. Raises ``ConfigError`` for a name of no card, or of several.
     """
-    asked, known = card_key(name), {card_key(card.name): card for card in cards()}
+    requested, known = card_key(name), {card_key(card.name): card for card in cards()}
     own = () if measured is None else read_cards(measured)
     for card in own:
         known[card_key(card.name)] = card
-    exact = [card for key, card in known.items() if key == asked]
-    found = exact or [card for card in known.values() if asked and _has_words(card.name, name)]
+    exact = [card for key, card in known.items() if key == requested]
+    found = exact or [card for card in known.values() if requested and _has_words(card.name, name)]
     if len(found) == 1:
         return found[0]
     names = [card.name for card in found or known.values()]

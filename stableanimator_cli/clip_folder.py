@@ -182,7 +182,7 @@ class ClipFolder:
         """The frames of the source, cut and resampled like for the motion."""
         options = self.record["options"]
         first, last = options["frames"] or (None, None)
-        return cut(open_clip(self.source), (first, last), options["fps"])
+        return select_frames(open_clip(self.source), (first, last), options["fps"])
 
 
 def source_inside(folder: Path) -> Path | None:
@@ -191,7 +191,7 @@ def source_inside(folder: Path) -> Path | None:
     return next((entry for entry in named if entry.exists()), None)
 
 
-def cut(clip: Clip, frames: tuple[int | None, int | None], fps: str | Fraction | None) -> Clip:
+def select_frames(clip: Clip, frames: tuple[int | None, int | None], fps: str | Fraction | None) -> Clip:
     """A half-open range of frames, then resampled to ``fps``."""
     selected = take(clip, *frames)
     return selected if fps is None else resample(selected, Fraction(fps))

@@ -52,7 +52,7 @@ from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
 from stableanimator_cli.train.base_model import plain_name
 from stableanimator_cli.train.export import write_model_folder
 
-Picture = Image.Image | np.ndarray
+ImageInput = Image.Image | np.ndarray
 """An image: of PIL, converted as ``sa animate`` reads it from a file, or uint8[h,w,3] in RGB."""
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -155,9 +155,9 @@ class StableAnimatorPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        image: Picture,
-        pose_images: Sequence[Picture],
-        face_image: Picture | None = None,
+        image: ImageInput,
+        pose_images: Sequence[ImageInput],
+        face_image: ImageInput | None = None,
         *,
         face_embedding: np.ndarray | PeopleFaces | None = None,
         allow_no_face: bool = False,
@@ -207,15 +207,15 @@ class StableAnimatorPipeline(DiffusionPipeline):
         size = (width or skeletons[0].shape[1], height or skeletons[0].shape[0])
         if size[0] % STRIDE or size[1] % STRIDE:
             raise ValueError(f"size {size[0]}x{size[1]} is not a multiple of {STRIDE}")
-        picture = _rgb(image)
+        pixels = _rgb(image)
         if face_embedding is None:
-            face_embedding = self._embed(picture if face_image is None else _rgb(face_image), allow_no_face)
-        transform = resize_transform((picture.shape[1], picture.shape[0]), size, "crop")
+            face_embedding = self._embed(pixels if face_image is None else _rgb(face_image), allow_no_face)
+        transform = resize_transform((pixels.shape[1], pixels.shape[0]), size, "crop")
         x0, y0, x1, y1 = (round(side) for side in transform.box)
         noise = randn_tensor((1, 3, *size[::-1]), generator, device=drawn_on).cpu()
         conditioning = self._condition(
-            picture[y0:y1, x0:x1],
-            transform.apply_image(picture, resample="lanczos"),
+            pixels[y0:y1, x0:x1],
+            transform.apply_image(pixels, resample="lanczos"),
             noise,
             noise_aug_strength,
             face_embedding,
@@ -343,7 +343,7 @@ def _check_vector(embedding: np.ndarray) -> None:
         raise ValueError("face_embedding is not finite, or zeros only: pass None and allow_no_face=True for no face")
 
 
-def _rgb(image: Picture) -> np.ndarray:
+def _rgb(image: ImageInput) -> np.ndarray:
     if isinstance(image, Image.Image):
         return pixels_of(image)
     check_frame(image)

@@ -315,7 +315,7 @@ def disk() -> Iterator[Finding]:
 
 
 def evaluation_cache() -> Iterator[Finding]:
-    """What evaluations keep of videos, and its limit."""
+    """Size and limit of the evaluation cache."""
     yield _ok("evaluation cache", cache.describe())
 
 

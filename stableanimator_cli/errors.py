@@ -90,6 +90,11 @@ _OUT_OF_MEMORY = (
 )  # fmt: skip
 
 
+def system_reason(error: Exception) -> str:
+    """The reason that the system or FFmpeg gives for an error, in lower case."""
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a library's error means that a device or the host has too little memory."""
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in _OUT_OF_MEMORY)
@@ -109,7 +114,7 @@ class _Lines(str):
 
 
 class SaError(Exception):
-    """Base of all expected failures. ``message`` is one line; ``hint`` says how to mend it, in several lines if it is a
+    """Base of all expected failures. ``message`` is one line; ``hint`` is the remedy, in several lines if it is a
     tuple."""
 
     exit_code = 70
@@ -288,7 +293,7 @@ def as_sa_error(error: Exception) -> SaError:
 
 def _system_error(error: OSError) -> SaError | None:
     """The error for a file that the system refuses: a name that is too long, missing rights, a full disk."""
-    path, reason = error.filename, (error.strerror or str(error)).lower()
+    path, reason = error.filename, system_reason(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BadInput(path or "standard output", "no room left to write", "enough free space", hint="free some space")
     if not isinstance(path, str | bytes) or not path:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from stableanimator_cli.errors import BadInput, command, json_line
+from stableanimator_cli.errors import BadInput, command, json_line, system_reason
 
 MARK = "stableanimator-cli"
 """Every file that ``sa`` writes holds these ASCII bytes in its first or last mebibyte."""
@@ -87,7 +87,7 @@ def write_refused(path: Path, error: OSError, *, frame: int | None = None) -> Ba
     elif isinstance(error, (NotADirectoryError, FileExistsError)):
         found, expected = "a file in the place of a folder", "a folder"
     else:
-        reason = (error.strerror or str(error)).lower()
+        reason = system_reason(error)
         found, expected, hint = f"a write that failed ({reason})", "a file that can be written", None
     return BadInput(path, found, expected, frame=frame, hint=hint)
 
@@ -207,7 +207,7 @@ def translate_read_errors(path: Path, hint: str = "check the path and its rights
     try:
         yield
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = system_reason(error)
         raise BadInput.because(path, f"it cannot be read ({reason})", hint=hint) from error
 
 

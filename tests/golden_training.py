@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stableanimator_cli.clip_folder import FACES, FaceTable, save_faces
 from stableanimator_cli.engine.training.model import StepInputs
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.records import Face
 from stableanimator_cli.train import checkpoint, run
 from stableanimator_cli.train.metrics_log import read_metrics
@@ -46,7 +46,7 @@ def write_clips(folder: Path) -> Path:
         found = []
         for frame, file in enumerate(sorted((path / "images").iterdir())):
             coarse = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            write_picture(file, np.ascontiguousarray(coarse.repeat(SIZE[0] // 8, 0).repeat(SIZE[1] // 8, 1)))
+            write_image(file, np.ascontiguousarray(coarse.repeat(SIZE[0] // 8, 0).repeat(SIZE[1] // 8, 1)))
             vector = generator.standard_normal(512).astype(np.float32)
             box = np.array([16, 8, 40, 32], np.float32)
             found.append((frame, 0, Face(box=box, landmarks=np.zeros((5, 2)), score=0.9, embedding=vector)))

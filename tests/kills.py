@@ -32,7 +32,7 @@ import stableanimator_cli.evaluate.evaluator
 import stableanimator_cli.preprocess.run
 import stableanimator_cli.train.pipeline  # noqa: F401  what runs import, once for all
 from stableanimator_cli.__main__ import main as sa
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from tests.evaluate import samples as figures
 from tests.evaluate.samples import write
@@ -81,7 +81,7 @@ class Preprocess(Verb):
 class Animate(Verb):
     def prepare(self) -> None:
         _tiny_model(self.place / "model")
-        write_picture(self.place / "face.png", np.random.default_rng(4).integers(0, 255, (96, 96, 3), np.uint8))
+        write_image(self.place / "face.png", np.random.default_rng(4).integers(0, 255, (96, 96, 3), np.uint8))
         save_motion(self.place / "poses.npz", waving(6, (64, 64)))
 
     def line(self, output: Path) -> list[str]:

@@ -20,7 +20,7 @@ from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.backbones import denoising
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.puppets.scene import sample_scene
@@ -80,7 +80,7 @@ def test_a_program_receives_live_previews_and_nothing_is_written_for_them(place,
 def test_faces_are_optimised_in_the_inference_mode_of_a_caller(tmp_path):
     """ComfyUI runs all nodes in it."""
     scene = sample_scene("test", 3, framing="portrait", size=(64, 64), frames=1)
-    write_picture(tmp_path / "person.png", scene.reference((128, 128)).image)
+    write_image(tmp_path / "person.png", scene.reference((128, 128)).image)
     save_motion(tmp_path / "poses.npz", scene.motion())
     settings = {"size": "64x64", "steps": 1, "preset": "released", "refine_iters": 1, "device": "cpu"}
     with Animator("puppet", **settings) as animator:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from stableanimator_cli import Animator
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.scene import sample_scene
 from tests.animate.clips import plain_picture
@@ -106,8 +106,8 @@ def test_a_motion_of_another_content_is_another_one(package, tmp_path):
 def test_people_and_their_faces_are_those_of_the_command(package, tmp_path):
     """A couple, whose second person gets the face of another image."""
     scene = sample_scene("test", 0, people=2, framing="portrait", size=(64, 64), frames=2)
-    write_picture(tmp_path / "two.png", scene.reference((192, 192)).image)
-    write_picture(tmp_path / "other.png", sample_scene("test", 3).portrait((128, 128), 0).image)
+    write_image(tmp_path / "two.png", scene.reference((192, 192)).image)
+    write_image(tmp_path / "other.png", sample_scene("test", 3).portrait((128, 128), 0).image)
     save_motion(tmp_path / "two.npz", scene.motion())
     two, other = (
         torch.from_numpy(np.array(Image.open(tmp_path / name).convert("RGB"))).float()[None] / 255

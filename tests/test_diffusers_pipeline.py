@@ -19,7 +19,7 @@ from stableanimator_cli.catalogue.download import verify
 from stableanimator_cli.engine.conditioning import PeopleFaces
 from stableanimator_cli.engine.render import Timings, sample
 from stableanimator_cli.errors import BadInput, ModelMissing, NoFace
-from stableanimator_cli.media import read_picture
+from stableanimator_cli.media import read_image
 from tests.tiny import engine_of, rendered, request
 
 pytestmark = [  # of diffusers' schedulers with numpy 2
@@ -121,7 +121,7 @@ def test_images_of_pillow_are_those_of_the_file(pipeline, tmp_path):
     Image.fromarray(pixels[..., 0].astype(np.uint16) << 8).save(tmp_path / "deep.png")
     wanted = square_request(steps=1)
     for file in sorted(tmp_path.iterdir()):
-        read = dataclasses.replace(wanted, image=read_picture(file))
+        read = dataclasses.replace(wanted, image=read_image(file))
         with Image.open(file) as image:
             latents = call(pipeline, dataclasses.replace(wanted, image=image))
         assert torch.equal(latents, call(pipeline, read)), file.name

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.files import locked_output
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from tests.conftest import ROOT
 from tests.media_samples import make_video
 
@@ -81,7 +81,7 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Files that people have, good and bad, and folders: by the name that ``{name}`` stands for in a command line."""
     folder = tmp_path_factory.mktemp("typed")
     image = np.full((64, 64, 3), 90, np.uint8)
-    write_picture(folder / "person.png", image)
+    write_image(folder / "person.png", image)
     (folder / "broken.png").write_bytes((folder / "person.png").read_bytes()[:60])
     make_video(folder / "dance.mp4", [image] * 3)
     (folder / "text.mp4").write_text("no video\n" * 20)
@@ -128,7 +128,7 @@ MISTAKES = [
     ("train --resume {empty}", 3, "no config.toml"),
     ("train --resume {new}", 3, "no config.toml"),
     ("preprocess {text} -o {new} --lint", 3, "text.mp4"),
-    ("preprocess {empty} -o {new}", 3, "a folder without videos or pictures"),
+    ("preprocess {empty} -o {new}", 3, "a folder without videos or images"),
     ("preprocess {dance} -o {person}", 3, "found a file, expected a folder for the clips"),
     ("evaluate {text} {dance} -o {new}", 3, "text.mp4"),
     ("evaluate {dance} {dance} -o {new} --device mps", 2, "--device: found 'mps'"),

@@ -12,7 +12,7 @@ import pytest
 from stableanimator_cli.clip_folder import FaceTable, load_faces, save_faces
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import MARK, carries_mark
-from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
+from stableanimator_cli.media import VideoWriter, open_clip, read_image, write_image
 from stableanimator_cli.motion.motion_file import load_motion, save_motion
 from stableanimator_cli.motion.openpose import load_openpose, save_openpose
 from tests.tiny import waving
@@ -30,8 +30,8 @@ WRITERS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]] = {
     "v.mp4": (video, lambda path: len(list(open_clip(path).frames()))),
     "v.mov": (video, lambda path: len(list(open_clip(path).frames()))),
     "v.m4v": (video, lambda path: len(list(open_clip(path).frames()))),
-    "p.png": (lambda path: write_picture(path, GREY), lambda path: read_picture(path).shape),
-    "p.jpg": (lambda path: write_picture(path, GREY), lambda path: read_picture(path).shape),
+    "p.png": (lambda path: write_image(path, GREY), lambda path: read_image(path).shape),
+    "p.jpg": (lambda path: write_image(path, GREY), lambda path: read_image(path).shape),
     "m.npz": (lambda path: save_motion(path, waving(3)), lambda path: len(load_motion(path))),
     "f.npz": (lambda path: save_faces(path, FaceTable.of([], "rgb")), lambda path: load_faces(path).channel_order),
     "o.json": (lambda path: save_openpose(path, waving(3)), lambda path: len(load_openpose(path).motion)),

@@ -74,7 +74,7 @@ class Poses:
 
 
 class Animate:
-    """Animate the first image of ``reference`` after a motion: a batch of images."""
+    """Animate the first image of ``reference`` with a motion: a batch of images."""
 
     CATEGORY, FUNCTION = "StableAnimator", "animate"
     RETURN_TYPES, RETURN_NAMES = ("IMAGE",), ("frames",)

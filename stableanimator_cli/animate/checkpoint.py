@@ -28,7 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from stableanimator_cli.animate import fingerprint
-from stableanimator_cli.animate.identity_gate import Identity
+from stableanimator_cli.animate.identity_gate import FaceSimilarity
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.diffusion.face_optimization import RefineLogEntry, Target
 from stableanimator_cli.engine.device import DevicePlan
@@ -62,7 +62,7 @@ class BestSample:
     """The best sampling that the identity gate has measured, and its windows that failed."""
 
     state: SamplingState
-    identity: Identity
+    identity: FaceSimilarity
     failed: tuple[int, ...]
 
 
@@ -237,9 +237,9 @@ def _pack_state(state: SamplingState, name: str, tensors: dict[str, Tensor]) -> 
 def _unpack(tensors: dict[str, Tensor], fields: dict[str, Any]) -> Checkpoint:
     best = None
     if (row := fields.get("best")) is not None:
-        identity = Identity(similarity=tensors["best.similarity"].numpy())
+        identity = FaceSimilarity(similarity=tensors["best.similarity"].numpy())
         if "best.people" in tensors:
-            identity = Identity.of_people(tensors["best.people"].numpy(), row["people"])
+            identity = FaceSimilarity.of_people(tensors["best.people"].numpy(), row["people"])
         best = BestSample(state=_unpack_state(row, "best", tensors), identity=identity, failed=tuple(row["failed"]))
     return Checkpoint(
         state=_unpack_state(fields["now"], "now", tensors),

@@ -31,12 +31,12 @@ from stableanimator_cli.motion.frame_rate import mean_rate
 from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.motion.openpose import load_openpose
 from stableanimator_cli.motion.skeleton import is_tagged
-from stableanimator_cli.motion.track import Person
+from stableanimator_cli.motion.track import PersonSelector
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip, Motion
 
 _SMALLEST = 32  # pixels per side, below which a skeleton is not distinguishable from noise
-ChoosePeople = Callable[[Detectors], tuple[Person, Detectors]]
+ChoosePeople = Callable[[Detectors], tuple[PersonSelector, Detectors]]
 
 
 def open_driving(
@@ -113,7 +113,7 @@ class _Source:
 
     @property
     def _detects_all(self) -> bool:
-        """Whether a plain video is detected in full: whoever comes before the range counts in its numbers."""
+        """Whether a plain video is detected in full: people who appear before the range count in its numbers."""
         return self.config.frames is not None and depends_on_numbers(self.config.people)
 
     def _selected(self, clip: Clip) -> tuple[Clip, int, int | None]:
@@ -150,7 +150,7 @@ class _Source:
     def _skeleton_video(self, clip: Clip) -> Driving:
         selected, first, stop = self._selected(clip)
         beside = _motion_beside(clip)
-        if self.facts.skeleton != STYLE and beside is not None:  # drawn again, in the style that the backbone knows
+        if self.facts.skeleton != STYLE and beside is not None:  # drawn again, in the style of the backbone
             audio = _audio_of(clip.path, beside, first, stop) if clip.audio else None
             beside = self._chosen(beside, clip.path.with_suffix(".npz"))
             return replace(self._frames.of_motion(beside, clip.path, first, stop), audio=audio)

@@ -32,7 +32,7 @@ class FaceCrops:
         return len(self._order)
 
     @property
-    def seen(self) -> int:
+    def frames_with_face(self) -> int:
         """Number of frames with a face."""
         return sum(index in self._crops for index in self._order)
 
@@ -59,8 +59,8 @@ def read_face_crops(clip: Clip, motion: Motion, order: Sequence[int], reporter: 
                 crops[index] = crop
             bar.update()
     faces = FaceCrops(order, crops, person if crops else None)
-    if faces.seen < len(order):
-        missing = len(order) - faces.seen
+    if faces.frames_with_face < len(order):
+        missing = len(order) - faces.frames_with_face
         reporter.info(f"{clip.path.name}: {missing} of {len(order)} frames show no face, which drive no expression")
     return faces
 

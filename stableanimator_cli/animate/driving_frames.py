@@ -1,4 +1,4 @@
-"""The driving motion as frames at the output's size and rate: drawn from key points, or the frames of a video."""
+"""The driving motion as frames at the output's size and rate: drawn from keypoints, or the frames of a video."""
 
 from __future__ import annotations
 

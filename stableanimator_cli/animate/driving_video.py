@@ -10,7 +10,7 @@ from stableanimator_cli.config.people import PeopleConfig
 from stableanimator_cli.detect.capture import CaptureOptions, Detectors, extract_motion, pose_of
 from stableanimator_cli.errors import ModelMissing, NoPerson
 from stableanimator_cli.motion.align import align
-from stableanimator_cli.motion.track import Person
+from stableanimator_cli.motion.track import PersonSelector
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip, Motion
 
@@ -33,7 +33,7 @@ def open_detectors(clip: Clip, opened: Callable[[], Detectors] | None) -> Detect
 
 
 def detect_motion(
-    clip: Clip, person: Person, detectors: Detectors, reference: np.ndarray | None, reporter: Reporter,
+    clip: Clip, person: PersonSelector, detectors: Detectors, reference: np.ndarray | None, reporter: Reporter,
     frames: tuple[int, int | None] = (0, None),
 ) -> Motion:  # fmt: skip
     """Detect the motion of ``person`` in a plain video; ``frames``: see ``CaptureOptions``. Nothing is aligned."""
@@ -51,7 +51,7 @@ def detect_motion(
             alignment = align(capture.motion, keypoints, (reference.shape[1], reference.shape[0]), "none").after
         except NoPerson:  # too little in common to compare
             return capture.motion
-        several = ", the largest person against the largest of the picture" if len(capture.motion.track) > 1 else ""
+        several = ", the largest person against the largest of the image" if len(capture.motion.track) > 1 else ""
         reporter.info(
             f"{clip.path.name}{several}: {alignment.describe()}; sa preprocess --align affine --reference aligns them"
         )

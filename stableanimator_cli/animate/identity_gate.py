@@ -24,7 +24,7 @@ _GRID = (90, 90, 90)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class FaceSimilarity:
     """Cosine per frame of the largest face's embedding with the reference's; NaN if a frame shows no face.
 
     ``people``: that of each ``person`` (the motion's number) who has a face of one's own; then ``similarity`` is their
@@ -32,11 +32,11 @@ class Identity:
     """
 
     similarity: np.ndarray
-    people: tuple[Identity, ...] = ()
+    people: tuple[FaceSimilarity, ...] = ()
     person: int | None = None
 
     @classmethod
-    def of_people(cls, similarity: np.ndarray, numbers: Sequence[int]) -> Identity:
+    def of_people(cls, similarity: np.ndarray, numbers: Sequence[int]) -> FaceSimilarity:
         """From float[t,k], one column per person of ``numbers``."""
         seen = np.isfinite(similarity)
         mean = np.where(seen, similarity, 0).sum(axis=1) / np.where(seen.any(axis=1), seen.sum(axis=1), np.nan)
@@ -68,7 +68,7 @@ class Identity:
 
     def failing(
         self, plan: WindowPlan, minimum: float, has_anchor: bool, had_face: Collection[int] = (),
-        before: Identity | None = None,
+        before: FaceSimilarity | None = None,
     ) -> list[int]:  # fmt: skip
         """Windows in which the mean similarity of a person is below ``minimum``.
 
@@ -105,7 +105,7 @@ class Identity:
             first = int(has_anchor or index > 0)
             drawn = [frame for frame, weight in zip(window.frames, window.weights, strict=True) if weight > 0]
             frames = [frame - has_anchor for frame in drawn if frame >= first]
-            means.append(Identity(similarity=self.similarity[frames]).mean)
+            means.append(FaceSimilarity(similarity=self.similarity[frames]).mean)
         return means
 
 
@@ -114,7 +114,7 @@ class GateResult:
     """Result of the identity gate: windows of the used sampling that ``failed`` or showed no face (``unmeasured``), and
     the windows of each retry (``attempts``). ``identity`` is None without a gate."""
 
-    identity: Identity | None = None
+    identity: FaceSimilarity | None = None
     failed: tuple[int, ...] = ()
     unmeasured: tuple[int, ...] = ()
     attempts: tuple[tuple[int, ...], ...] = ()
@@ -193,8 +193,8 @@ class IdentityMeter:
         """The similarities so far, in one list."""
         return [self._values]
 
-    def result(self) -> Identity:
-        return Identity(similarity=np.array(self._values))
+    def result(self) -> FaceSimilarity:
+        return FaceSimilarity(similarity=np.array(self._values))
 
 
 class PeopleIdentityMeter:
@@ -227,8 +227,8 @@ class PeopleIdentityMeter:
         seen = [value for value in values if np.isfinite(value)]
         return float(np.mean(seen)) if seen else float("nan")
 
-    def result(self) -> Identity:
-        return Identity.of_people(np.array(self.curves).T, self._numbers)
+    def result(self) -> FaceSimilarity:
+        return FaceSimilarity.of_people(np.array(self.curves).T, self._numbers)
 
 
 def strip(curves: Sequence[Sequence[float]], total: int, width: int) -> np.ndarray:

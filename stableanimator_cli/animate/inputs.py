@@ -10,8 +10,8 @@ from stableanimator_cli.clip_folder import MOTION, RECORD, is_clip
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.errors import BadInput, command
 from stableanimator_cli.files import require_file
-from stableanimator_cli.media import open_clip, read_picture
-from stableanimator_cli.media.image import is_picture
+from stableanimator_cli.media import open_clip, read_image
+from stableanimator_cli.media.image import is_image
 from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.motion.openpose import load_openpose
 
@@ -30,7 +30,7 @@ def check_inputs(config: AnimateConfig) -> None:
         if not _is_motion(reference):
             raise
         hint = "name an image of the person first, then the motion"
-        if motion.is_file() and is_picture(motion):
+        if motion.is_file() and is_image(motion):
             hint = f"swapped? {command('sa', 'animate', motion, reference, '-o', config.output)}"
         raise BadInput(reference, "a video or a motion", "an image of the person", hint=hint) from None
     for path in config.people.face_files.values():
@@ -40,13 +40,13 @@ def check_inputs(config: AnimateConfig) -> None:
 
 def read_reference(path: Path) -> np.ndarray:
     """Read the reference image, RGB uint8[h,w,3]. Raises ``BadInput`` if it is missing, damaged or too small."""
-    image = read_picture(path)
+    image = read_image(path)
     height, width = image.shape[:2]
     if min(height, width) < SMALLEST_REFERENCE:
         raise BadInput(
             path,
             f"{width}x{height} pixels",
-            f"an image of {SMALLEST_REFERENCE} pixels a side or more",
+            f"an image of {SMALLEST_REFERENCE} pixels per side or more",
             hint="use a larger image of the person",
         )
     return image
@@ -71,7 +71,7 @@ def is_openpose(path: Path) -> bool:
     """Whether ``path`` is a .json file, or a folder of them without images."""
     if not path.is_dir():
         return path.suffix.lower() == ".json" and path.is_file()
-    return any(path.glob("*.json")) and not any(is_picture(file) for file in path.iterdir() if file.is_file())
+    return any(path.glob("*.json")) and not any(is_image(file) for file in path.iterdir() if file.is_file())
 
 
 def _is_motion(path: Path) -> bool:
@@ -80,4 +80,4 @@ def _is_motion(path: Path) -> bool:
         check_motion(path)
     except BadInput:
         return False
-    return not is_picture(path)
+    return not is_image(path)

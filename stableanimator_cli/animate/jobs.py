@@ -60,7 +60,7 @@ class JobsReport:
 
     @property
     def message(self) -> str | None:
-        """What failed, in one line."""
+        """The failed jobs in one line."""
         if not self.failed:
             return None
         total = len(self.written) + len(self.finished) + len(self.failed)
@@ -80,7 +80,7 @@ def read_jobs(path: Path) -> list[dict[str, Any]]:
     jobs = tables.pop(_KEY, None)
     if tables:
         raise ConfigError(
-            f"{path}: {next(iter(tables))}", next(iter(tables)), f"{_KEY} alone: options stand in each job"
+            f"{path}: {next(iter(tables))}", next(iter(tables)), f"{_KEY} alone: give options in each job"
         )
     if not isinstance(jobs, list) or not jobs or not all(isinstance(job, dict) for job in jobs):
         expected = f'{_KEY} = [{{ reference = "a.png", motion = "a.npz", output = "a.mp4" }}, ...]'

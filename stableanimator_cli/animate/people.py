@@ -1,4 +1,4 @@
-"""People of the motion: who is animated, and whose face each one gets."""
+"""People of the motion: the animated ones, and the face of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stableanimator_cli.config.people import PeopleConfig, dump_pairs, dump_pers
 from stableanimator_cli.errors import ConfigError, NoFace, NoPerson
 from stableanimator_cli.motion.left_to_right import people_left_to_right
 from stableanimator_cli.motion.person_regions import person_regions
-from stableanimator_cli.motion.track import Largest, Numbers, Person, largest, largest_people, select
+from stableanimator_cli.motion.track import Largest, Numbers, PersonSelector, largest, largest_people, select
 from stableanimator_cli.records import STRIDE, Face, Motion
 
 
@@ -65,7 +65,7 @@ def chosen_people(
         raise NoPerson(f"{path}: {error.message}", hint=error.hint) from None
 
 
-def person_of_video(config: PeopleConfig, faces: Callable[[], int]) -> Person:
+def person_of_video(config: PeopleConfig, faces: Callable[[], int]) -> PersonSelector:
     """People of a plain video to track: ``--person``, else as many of the largest as there are ``faces``."""
     if config.person is not None:
         return _person(config.person)
@@ -75,14 +75,14 @@ def person_of_video(config: PeopleConfig, faces: Callable[[], int]) -> Person:
     return "largest" if count == 1 else Largest(count)
 
 
-def _person(chosen: str | tuple[int, ...]) -> Person:
+def _person(chosen: str | tuple[int, ...]) -> PersonSelector:
     if isinstance(chosen, str):
         return "largest" if chosen == "largest" else "all"
     return Numbers(chosen)
 
 
 def numbers_of(motion: Motion) -> tuple[int, ...]:
-    """Track numbers of everybody who is present in some frame."""
+    """Track numbers of the people who are present in any frame."""
     return tuple(motion.track[motion.present.any(axis=0)].tolist())
 
 
@@ -239,12 +239,15 @@ class PlannedPeople:
                 which = f"face {face} of {self.reference.name}" if isinstance(face, int) else f"the face of {face.name}"
                 parts.append(f"person {number} gets {which}")
         rest = [str(number) for number, face in self.faces.items() if face is None]
-        who, gets = f"{'person' if len(rest) == 1 else 'people'} {', '.join(rest)}", "gets" if len(rest) == 1 else "get"
+        subject, gets = (
+            f"{'person' if len(rest) == 1 else 'people'} {', '.join(rest)}",
+            "gets" if len(rest) == 1 else "get",
+        )
         if rest and self.by_position:
             enough = "a face for each" if parts else "several faces"
-            parts.append(f"{who} by position from left to right, if {self.reference.name} shows {enough}")
+            parts.append(f"{subject} by position from left to right, if {self.reference.name} shows {enough}")
         elif rest:
-            parts.append(f"{who} {gets} {'no face' if parts else 'the one face'}")
+            parts.append(f"{subject} {gets} {'no face' if parts else 'the one face'}")
         return ", ".join(parts)
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -258,8 +261,8 @@ class PlannedPeople:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndetectedPeople:
-    """For the plan of a plain video: whom ``--person`` asks for, and whose face is named. The rest is known only after
-    detection."""
+    """For the plan of a plain video: the people of ``--person``, and those whose face is named. The rest is known only
+    after detection."""
 
     config: PeopleConfig
     reference: Path
@@ -277,14 +280,14 @@ class UndetectedPeople:
         person = self.config.person
         if isinstance(person, tuple):
             numbers = ", ".join(map(str, person))
-            who = f"{'person' if len(person) == 1 else 'people'} {numbers} of the video"
+            subject = f"{'person' if len(person) == 1 else 'people'} {numbers} of the video"
         elif person is not None:
-            who = "the largest person" if person == "largest" else "everybody"
+            subject = "the largest person" if person == "largest" else "everybody"
         else:
-            least = max((index + 1 for index in self.config.named), default=1)
-            who = f"as many of the largest people as {self.reference.name} shows faces"
-            who += f", at least {least}" if least > 1 else ""
-        return "; ".join([*self._named(), f"known only after detection: {who}, numbered from left to right"])
+            minimum = max((index + 1 for index in self.config.named), default=1)
+            subject = f"as many of the largest people as {self.reference.name} shows faces"
+            subject += f", at least {minimum}" if minimum > 1 else ""
+        return "; ".join([*self._named(), f"known only after detection: {subject}, numbered from left to right"])
 
     def to_json(self) -> list[dict[str, Any]]:
         """Per person whose face is named: the number if it is known before detection, and image and face."""
@@ -307,7 +310,7 @@ class UndetectedPeople:
         rows = []
         for index, face in sorted(self._faces().items()):
             number = self._number(index)
-            who = f"person {index} of those chosen" if number is None else f"person {number}"
+            subject = f"person {index} of those chosen" if number is None else f"person {number}"
             which = f"face {face} of {self.reference.name}" if isinstance(face, int) else f"the face of {face.name}"
-            rows.append(f"{who} gets {which}")
+            rows.append(f"{subject} gets {which}")
         return rows

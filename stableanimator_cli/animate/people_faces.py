@@ -18,14 +18,14 @@ from stableanimator_cli.engine.conditioning import PeopleFaces
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.errors import NoFace
 from stableanimator_cli.media.image import unused_content
-from stableanimator_cli.motion.track import Person
+from stableanimator_cli.motion.track import PersonSelector
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder, Motion
 
 
 def people_in_video(
     config: AnimateConfig, image: np.ndarray, device: str, detectors: Detectors
-) -> tuple[Person, Detectors]:
+) -> tuple[PersonSelector, Detectors]:
     """The people of a plain video to track: as many as there are faces for, unless ``--person`` names them.
 
     With several, the detectors read faces too: people are then also distinguished by appearance.

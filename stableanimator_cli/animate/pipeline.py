@@ -14,7 +14,7 @@ from torch import Tensor
 from stableanimator_cli.animate import fingerprint, reference_face, result
 from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, CheckpointManager, SamplingState
 from stableanimator_cli.animate.driving_frames import Driving
-from stableanimator_cli.animate.identity_gate import GateResult, Identity, retry_counts
+from stableanimator_cli.animate.identity_gate import FaceSimilarity, GateResult, retry_counts
 from stableanimator_cli.animate.live_preview import LivePreview, OnPreview
 from stableanimator_cli.animate.prepare import open_inputs, prepare
 from stableanimator_cli.animate.reference_face import FacesRefined, ReferenceFace
@@ -55,7 +55,7 @@ class AnimateJob:
 
     @property
     def resumed(self) -> int:
-        """How many times the run was resumed."""
+        """Number of times that the run was resumed."""
         restored = self.checkpoints.restored
         return 0 if restored is None else restored.resumed + 1
 
@@ -259,7 +259,7 @@ def _sample(
     return state_after(total, latents)
 
 
-def _measure_identity(job: AnimateJob, latents: Tensor) -> Identity:
+def _measure_identity(job: AnimateJob, latents: Tensor) -> FaceSimilarity:
     """Similarity per frame, from a separate decoding: frames are not stored."""
     meter = identity_meter(job)
     with job.reporter.progress(job.request.frames, "measure identity", "frame") as bar:

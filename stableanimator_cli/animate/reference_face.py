@@ -244,7 +244,7 @@ def build_face_optimization(
 
 
 def _report_no_face(config: AnimateConfig, reference: ReferenceFace, reporter: Reporter) -> None:
-    """Raise ``NoFace`` if face optimisation was asked for, else warn unless a missing vector was reported before."""
+    """Raise ``NoFace`` if face optimisation was requested, else warn unless a missing vector was reported before."""
     if config.refine.face != "auto":
         raise NoFace(
             f"{config.reference}: no face found, which --refine-face {config.refine.face} needs",
@@ -289,12 +289,12 @@ def _faces_and_boxes(
 
 
 def _shows_faces(boxes: np.ndarray, size: tuple[int, int], motion: str, reporter: Reporter) -> bool:
-    """Whether a frame shows a face that is large enough; says how many frames show none."""
+    """Whether a frame shows a face that is large enough; reports how many frames show none."""
     usable = np.array([[box is not None for box in pixel_boxes(row, size)] for row in boxes])  # [t,p]
     without_face = len(boxes) - int(usable.any(axis=-1).sum())
     if without_face == len(boxes):
         reporter.warning(
-            f"{motion}: no face box is in the frame with {SMALLEST} pixels a side or more, so no face is optimised"
+            f"{motion}: no face box is in the frame with {SMALLEST} pixels per side or more, so no face is optimised"
         )
     elif without_face:
         reporter.info(
@@ -332,7 +332,7 @@ class FacesRefined:
         )
 
     def report(self, reporter: Reporter, *, takes_keypoints: bool = True) -> None:
-        """``takes_keypoints``: whether the motion may be keypoints, which say where faces are."""
+        """``takes_keypoints``: whether the motion may be keypoints, which contain face positions."""
         if self.steps:
             reporter.info(
                 f"faces optimised in {self.frames} of {self.total} frames, "

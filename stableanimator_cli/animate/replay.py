@@ -110,7 +110,7 @@ def replay(
     if changed:
         raise CheckFailed(
             f"{video}: cannot be repeated: {'; '.join(changed)}",
-            hint=f"`sa replay` wants the files that {file} names, as they were, in the folder where the run was",
+            hint=f"restore the files that {file} names, and run `sa replay` in the folder of that run",
         )
     sha256 = record["output"]["sha256"]
     if video.exists() and sha256_of(video if video.is_dir() else require_file(video, "a video")) != sha256:

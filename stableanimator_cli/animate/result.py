@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stableanimator_cli import __version__, catalogue
 from stableanimator_cli.animate import fingerprint, reference_face
 from stableanimator_cli.animate.driving_frames import Driving
-from stableanimator_cli.animate.identity_gate import GateResult, Identity
+from stableanimator_cli.animate.identity_gate import FaceSimilarity, GateResult
 from stableanimator_cli.animate.people import PlannedPeople, UndetectedPeople
 from stableanimator_cli.animate.reference_face import FacesRefined
 from stableanimator_cli.catalogue.download import weight_digests
@@ -171,17 +171,37 @@ def _faces(mode: str, config: AnimateConfig) -> str:
 
 
 def write(
-    job: AnimateJob, *, log: Sequence[RefineLogEntry], faces: FacesRefined | None, identity: Identity | None,
+    job: AnimateJob, *, log: Sequence[RefineLogEntry], faces: FacesRefined | None, identity: FaceSimilarity | None,
     gate: GateResult,
 ) -> Animation:  # fmt: skip
     """Write ``OUT.json``: enough to repeat the run and to check that it repeats.
 
     For a resumed run ``calls`` counts all parts; ``seconds`` and ``warnings`` are those of the last.
     """
+    config, data = job.config, _record(job, log, faces, identity, gate)
+    with atomic_write(config.record_path, marked=True) as temp:
+        temp.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    return Animation(
+        video=config.target,
+        record=config.record_path,
+        preview=config.preview_path if config.has_preview_video else None,
+        frames=job.request.frames,
+        fps=data["output"]["fps"],
+        seconds=data["seconds"],
+        calls=job.timings.calls,
+        peak_bytes=data["peak_bytes"],
+        faces_refined=faces,
+        gate=data["gate"],
+        warnings=tuple(job.reporter.warnings),
+    )
+
+
+def _record(
+    job: AnimateJob, log: Sequence[RefineLogEntry], faces: FacesRefined | None, identity: FaceSimilarity | None,
+    gate: GateResult,
+) -> dict[str, Any]:  # fmt: skip
     config, engine, request, driving = job.config, job.engine, job.request, job.driving
-    peak, gate_json = peak_memory(engine.plan.device), gate.to_json(config.refine.min_csim)
-    seconds = {name: round(value, 3) for name, value in job.timings.seconds.items()}
-    data = {
+    return {
         "format": FORMAT,
         "stableanimator-cli": __version__,
         "config": tomllib.loads(to_toml(config)),
@@ -207,7 +227,7 @@ def write(
         **{f"{name}_video_of": stream.person for name, stream in driving.streams.items()},
         "texture_error": None if job.texture_error is None else round(job.texture_error, 4),
         "identity": None if identity is None else identity.to_json(),
-        "gate": gate_json,
+        "gate": gate.to_json(config.refine.min_csim),
         "redrawn_windows": [list(windows) for windows in gate.attempts],
         "face_optimization": "off" if job.refine is None else job.refine.settings.mode,
         "faces_refined": None if faces is None else asdict(faces),
@@ -217,22 +237,7 @@ def write(
         "windows": [list(window.frames) for window in request.plan],
         "device": engine.plan.describe(),
         "versions": {name: value for name, value in fingerprint.versions().items() if name != "stableanimator-cli"},
-        "seconds": seconds,
+        "seconds": {name: round(value, 3) for name, value in job.timings.seconds.items()},
         "calls": job.timings.calls,
-        "peak_bytes": peak,
+        "peak_bytes": peak_memory(engine.plan.device),
     }
-    with atomic_write(config.record_path, marked=True) as temp:
-        temp.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    return Animation(
-        video=config.target,
-        record=config.record_path,
-        preview=config.preview_path if config.has_preview_video else None,
-        frames=request.frames,
-        fps=str(driving.fps),
-        seconds=seconds,
-        calls=job.timings.calls,
-        peak_bytes=peak,
-        faces_refined=faces,
-        gate=gate_json,
-        warnings=tuple(job.reporter.warnings),
-    )

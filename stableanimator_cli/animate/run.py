@@ -109,7 +109,7 @@ def run_frames(
 
 
 def _torchrun_group() -> AbstractContextManager[WorkerGroup | None]:
-    """The processes of torchrun, which have to hear of a mistake too; without them torch is not imported."""
+    """The processes of torchrun, which must exit on a mistake too; without them torch is not imported."""
     if distributed.world_size() == 1:
         return nullcontext()
     from stableanimator_cli.engine.parallel import torchrun_group
@@ -214,9 +214,8 @@ def uses_face(config: AnimateConfig, model: ModelFolder) -> bool:
     """Whether the UNet receives the face embedding: not if the checkpoint was trained without it.
 
     Raises ``ConfigError`` if ``--id-adapter`` differs from the checkpoint's ``[training]`` table, or if people's faces
-    are named and it was trained without. With
-    ``--force-ablation`` nothing is compared and the face is used. A Face Encoder that was trained without fusion needs
-    nothing here: its own config says so.
+    are named and it was trained without. With ``--force-ablation`` nothing is compared and the face is used. A Face
+    Encoder that was trained without fusion is not checked here: its own config records that.
     """
     if config.force_ablation or not (model.path / schema.FILE_NAME).is_file():
         return True
@@ -253,7 +252,7 @@ def _check_layers(config: AnimateConfig, model: ModelFolder) -> None:
 def _check_output(config: AnimateConfig) -> None:
     """Refuse outputs that cannot be written, are inputs too, or would replace files of others."""
     output, parent, folder = config.target, config.target.absolute().parent, config.frames_folder
-    blocked = next((place for place in (parent, *parent.parents) if place.exists() and not place.is_dir()), None)
+    blocked = next((path for path in (parent, *parent.parents) if path.exists() and not path.is_dir()), None)
     if folder is None and output.is_dir():  # first: the hints below need a name
         raise ConfigError(
             "--output",

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from stableanimator_cli.animate import identity_gate
-from stableanimator_cli.animate.identity_gate import Identity, IdentityMeter, PeopleIdentityMeter
+from stableanimator_cli.animate.identity_gate import FaceSimilarity, IdentityMeter, PeopleIdentityMeter
 from stableanimator_cli.engine.render import decode
 from stableanimator_cli.media import AnimationWriter, FramesWriter, VideoWriter, WriterBehind, open_writer
 
@@ -26,7 +26,7 @@ def identity_meter(job: AnimateJob) -> IdentityMeter | PeopleIdentityMeter:
     return IdentityMeter(job.engine.faces(), job.face.vector)
 
 
-def write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
+def write_video(job: AnimateJob, latents: Tensor) -> FaceSimilarity | None:
     """Decode into the video and the preview. Returns the similarity curve of the preview, None without one.
 
     Both files are encoded in threads while the next frames are decoded.
@@ -46,9 +46,9 @@ def write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
         )  # fmt: skip
         silent = ", without sound" if audio else ""
         if isinstance(video, AnimationWriter):
-            job.reporter.info(f"{config.output.name}: {video.duration:.4g} ms a frame{silent}")
+            job.reporter.info(f"{config.output.name}: {video.duration:.4g} ms per frame{silent}")
         elif isinstance(video, FramesWriter):
-            job.reporter.info(f"{config.output}: one PNG file a frame, from 0 on{silent}")
+            job.reporter.info(f"{config.output}: one PNG file per frame, numbered from 0{silent}")
         writer = stack.enter_context(WriterBehind(video))
         preview = None
         if config.has_preview_video:

@@ -44,7 +44,7 @@ def worker_group(
 
 
 def lost_rank_error(lost: parallel.RankLost, output: Path, *, saved: bool) -> SaError:
-    """The error that a lost rank reported, else that it is lost. The hint says how to resume if ``saved``."""
+    """The error that a lost rank reported, else that it is lost. The hint describes how to resume if ``saved``."""
     message = f"{output}: {lost.message}"
     how = "run the same command to resume" if saved else "run the same command again"
     hint = f"{how}, with any --gpus"

@@ -134,7 +134,7 @@ class EngineQueue:
         return job
 
     def ahead_of(self, job: Job) -> int:
-        """How many runs come before a waiting one."""
+        """Number of runs before a waiting one."""
         with self._changed:
             return self._waiting.index(job) + (self._running is not None) if job in self._waiting else 0
 
@@ -176,7 +176,7 @@ class EngineQueue:
                     self._running = None
 
     def _carry_out(self, job: Job) -> None:
-        """Run a job. Its ``state`` is set last: it says that the rest is complete."""
+        """Run a job. Its ``state`` is set last: after that all other fields are complete."""
         if job.stop_requested:
             job.drop()
             return

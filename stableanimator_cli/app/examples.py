@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.scene import sample_scene
 
@@ -29,7 +29,7 @@ def draw_examples(folder: Path) -> list[Example]:
     scenes["couple"] = sample_scene("test", COUPLE, people=2, size=SIZE, frames=FRAMES, framing="portrait")
     for number, (move, scene) in enumerate(scenes.items(), 1):
         example = Example(folder / f"person-{number}.png", folder / f"{move}-{number}.npz")
-        write_picture(example.picture, scene.reference((2 * SIZE[0], 2 * SIZE[1])).image)
+        write_image(example.picture, scene.reference((2 * SIZE[0], 2 * SIZE[1])).image)
         save_motion(example.motion, scene.motion())
         examples.append(example)
     return examples

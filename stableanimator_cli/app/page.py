@@ -154,7 +154,7 @@ def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
             )  # fmt: skip
         hide = gr.Checkbox(False, label="Hide the picture's own face: for other faces")
         no_face = gr.Checkbox(False, label="Continue if the picture shows no face")
-        force = gr.Checkbox(False, label="Continue if the picture is unlike those that the model knows")
+        force = gr.Checkbox(False, label="Continue if the picture is unlike those that the model was trained on")
     people = [person, pair, faces, owners]
     return [picture, motion, model_box, size, steps, seed, frames, preset, memory, hide, no_face, force, *people]
 

@@ -1,4 +1,4 @@
-"""What the form asks for: the inputs and options of one ``sa animate``, its folder, and the command line of it."""
+"""Inputs and options of one ``sa animate`` from the form, its folder, and its command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page offers and does: models and sizes, plans, runs on one engine, and the temporary files."""
+"""State behind the page: models and sizes, plans, runs on one engine, and the temporary files."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def local_models(first: str | None = None) -> dict[str, ModelFolder]:
         if name and name not in found:
             try:
                 found[name] = catalogue.open_animator(name)
-            except SaError:  # it is not installed: `sa models list` says so
+            except SaError:  # not installed, as `sa models list` shows
                 continue
     if not found:
         raise ModelMissing("no model of this machine can animate", hint="sa models pull stableanimator")

@@ -19,9 +19,9 @@ from stableanimator_cli import __version__
 from stableanimator_cli.bench.card_page import card_entry, card_tables, update_card_table
 from stableanimator_cli.bench.card_rows import CardRow, card_rows, checkout, select_rows
 from stableanimator_cli.bench.compare import check_clone
-from stableanimator_cli.bench.git import version_of
+from stableanimator_cli.bench.git import code_version
 from stableanimator_cli.bench.results import BenchReport, Table, check_page, page_heading, update_page
-from stableanimator_cli.bench.row_process import FAILED, NOT_RUN, OK, START, Answer, RowProcess
+from stableanimator_cli.bench.row_process import FAILED, NOT_RUN, OK, START, Reply, RowProcess
 from stableanimator_cli.config.bench import BenchConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, ConfigError
@@ -41,7 +41,7 @@ class CardResults:
     command: str
     settings: Mapping[str, Any]
     environment: dict[str, Any] = field(default_factory=dict)
-    rows: dict[str, Answer] = field(default_factory=dict)
+    rows: dict[str, Reply] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, command: str, settings: Mapping[str, Any], *, restart: bool) -> CardResults:
@@ -73,7 +73,7 @@ class CardResults:
             raise BadInput(self.path, f"rows with another {', '.join(changed)}", "the same environment", hint=_ANEW)
         self.environment = dict(environment)
 
-    def add(self, name: str, row: Answer) -> None:
+    def add(self, name: str, row: Reply) -> None:
         self.rows[name] = row
         rows = [{"row": key} | value for key, value in self.rows.items()]
         data = {MARK: __version__, "format": FORMAT, "command": self.command, "settings": dict(self.settings)}
@@ -179,7 +179,7 @@ def run_card(
     """
     with locked_output(run.output, "sa bench card"):
         against = run.config.against
-        settings = {"device": run.device, "small": run.config.small, "against": against and version_of(against)}
+        settings = {"device": run.device, "small": run.config.small, "against": against and code_version(against)}
         results = CardResults.open(run.output, command, settings, restart=restart and not run.config.rows)
         if restart:
             for row in run.rows:
@@ -206,7 +206,7 @@ def _measure(run: CardRun, results: CardResults, reporter: Reporter, clock: Call
     processes: dict[str, RowProcess] = {}
     with ExitStack() as stack, reporter.progress(len(run.rows), "card", "row") as bar:
 
-        def ask(row: CardRow, seconds: float) -> Answer:
+        def measure_row(row: CardRow, seconds: float) -> Reply:
             if row.worker not in words:
                 return {"status": NOT_RUN, "reason": "needs a checkout: the wheel has no recordings"}
             if not run.config.small:
@@ -214,9 +214,9 @@ def _measure(run: CardRun, results: CardResults, reporter: Reporter, clock: Call
                     processes.pop(name).close()  # one process on the card at a time
             if row.worker not in processes:
                 processes[row.worker] = stack.enter_context(RowProcess(*words[row.worker]))
-            return processes[row.worker].ask(row.name, seconds)
+            return processes[row.worker].request(row.name, seconds)
 
-        hello = ask(CardRow("hello", "ours", START), START) if words else {}
+        hello = measure_row(CardRow("hello", "ours", START), START) if words else {}
         if hello.get("status") != OK:
             raise BadInput.because(run.output, f"no row can run: {hello.get('reason')}", hint="sa doctor")
         results.check_environment(hello["environment"])
@@ -225,13 +225,13 @@ def _measure(run: CardRun, results: CardResults, reporter: Reporter, clock: Call
                 started = clock()
                 left = end - started
                 if left < 1:
-                    answer = {
+                    reply = {
                         "status": NOT_RUN,
                         "reason": "no time left: run the same command again, or raise --budget",
                     }
                 else:
-                    answer = ask(row, min(row.seconds, left))
-                results.add(row.name, answer | {"took": round(clock() - started, 2)})
+                    reply = measure_row(row, min(row.seconds, left))
+                results.add(row.name, reply | {"took": round(clock() - started, 2)})
             bar.update(row=row.name)
 
 

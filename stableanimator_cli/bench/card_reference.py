@@ -19,7 +19,7 @@ from stableanimator_cli.bench import compare
 from stableanimator_cli.bench.card_rows import frames_of, size_of
 from stableanimator_cli.bench.compare_reference import NETWORKS, WINDOW
 from stableanimator_cli.bench.context import ClipShape
-from stableanimator_cli.bench.networks import FULL, build_on_meta
+from stableanimator_cli.bench.networks import FULL, network_on_meta
 from stableanimator_cli.bench.row_process import serve
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.engine.device import DevicePlan
@@ -53,7 +53,7 @@ def measure(job: dict[str, Any], row: str) -> dict[str, Any]:
             else:
                 clone.request(workload)
                 seconds = time.perf_counter() - started
-                networks = (build_on_meta(model, role, plan.dtype) for role in NETWORKS)
+                networks = (network_on_meta(model, role, plan.dtype) for role in NETWORKS)
                 peak = clone.request(f"alive {workload}")["alive"] + sum(map(bytes_of, networks))
             about = clone.environment
     return {"seconds": seconds, "peak": peak, "attention": about["attention"]}

@@ -54,7 +54,7 @@ from stableanimator_cli.engine.memory.train import predict
 from stableanimator_cli.engine.memory.train_step import random_inputs
 from stableanimator_cli.engine.training import trainable_parameters
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.nets.unet_blocks import call_block
@@ -68,7 +68,7 @@ STEPS, SMALL_STEPS = 25, 2
 
 
 def describe_machine(device: torch.device) -> Found:
-    """The environment of a card's page, with the commit of the checkout and what the driver says of the card."""
+    """The environment of a card's page, with the commit of the checkout and the card's properties."""
     root = checkout()
     commit = None if root is None else commit_of(root, "docs/cards")  # this command writes pages there
     found = environment(device) | {"commit": commit}
@@ -87,7 +87,7 @@ class CardWorker:
     small: bool
     _plain: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
-    def answer(self, row: str) -> Found:
+    def measure_row(self, row: str) -> Found:
         """Measure a row by its name."""
         group = row.partition("/")[0]
         found = getattr(self, f"_{group}")(row)  # groups are those of ``card_rows``
@@ -273,7 +273,7 @@ class CardWorker:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             scene = sample_scene("test", 0, framing="portrait", size=size, frames=7, behaviour="wave")
-            write_picture(folder / "person.png", scene.reference(size).image)
+            write_image(folder / "person.png", scene.reference(size).image)
             save_motion(folder / "motion.npz", scene.motion(size))
             for gpus in (1, 2):
                 video = folder / f"{gpus}.mp4"
@@ -312,7 +312,7 @@ def bytes_in_state(optimizer: torch.optim.Optimizer) -> int:
 def main() -> None:
     job = json.loads(sys.argv[1])
     device = torch.device(job["device"])
-    serve(CardWorker(device=device, small=job["small"]).answer)
+    serve(CardWorker(device=device, small=job["small"]).measure_row)
 
 
 if __name__ == "__main__":

@@ -165,14 +165,14 @@ def start_clone(folder: Path, work_dir: Path, python: Path | None) -> Iterator[C
     ]
     quiet = {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
     with (
-        (work_dir / "said.txt").open("w") as said,
+        (work_dir / "stderr.txt").open("w") as stderr,
         subprocess.Popen(
             words,
             cwd=folder,
             env=os.environ | quiet,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=stderr,
             text=True,
         ) as process,
     ):

@@ -209,24 +209,24 @@ def make_workloads(networks: dict[str, Any], given: dict[str, Any]) -> Workloads
     tokens = torch.cat([given["image"], given["face"]], dim=1)
     nothing, noise = torch.zeros_like(tokens), given["noise"].float()[0]
 
-    def ask(seen: Any, pose: Any) -> Any:
+    def call_unet(tokens_given: Any, pose: Any) -> Any:
         return unet(
             given["sample"],
             noise,
-            encoder_hidden_states=seen,
+            encoder_hidden_states=tokens_given,
             added_time_ids=given["ids"],
             pose_latents=pose,
             return_dict=False,
         )[0]
 
     def step() -> Any:
-        return torch.cat([ask(nothing, None), ask(tokens, pose_net(given["skeletons"]))])
+        return torch.cat([call_unet(nothing, None), call_unet(tokens, pose_net(given["skeletons"]))])
 
     return {
         "Face Encoder": lambda: face_encoder(given["vector"], given["image"]),
         "PoseNet": lambda: pose_net(given["skeletons"]),
-        "UNet with face and pose": lambda: ask(tokens, given["pose"]),
-        "UNet, unconditional": lambda: ask(nothing, None),
+        "UNet with face and pose": lambda: call_unet(tokens, given["pose"]),
+        "UNet, unconditional": lambda: call_unet(nothing, None),
         "a guided step of one window": step,
     }
 

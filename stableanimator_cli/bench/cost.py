@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stableanimator_cli.bench.counters import Counts, count_all, count_flops
-from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model
+from stableanimator_cli.bench.networks import FULL, network_on_meta, open_bench_model
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.diffusion.face_optimization import Box
 from stableanimator_cli.engine.decoder import FaceDecoder
@@ -40,7 +40,7 @@ ESTIMATED = {
 
 def unet_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype) -> dict[str, Counts]:
     """One call of one window: as it is, with projections of tokens prepared, and the unconditional branch."""
-    unet: Any = build_on_meta(model, "unet", dtype)
+    unet: Any = network_on_meta(model, "unet", dtype)
     like = {"device": "meta", "dtype": dtype}
     width, height = (side // STRIDE for side in size)
     token = unet.config["cross_attention_dim"]
@@ -62,7 +62,7 @@ def unet_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype) -
 
 def vae_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype, chunk: int) -> dict[str, Counts]:
     """Decoding all frames in chunks, and encoding them one by one. Bytes are of one chunk and one frame."""
-    vae: Any = build_on_meta(model, "vae", dtype)
+    vae: Any = network_on_meta(model, "vae", dtype)
     width, height = size
     latents = torch.empty(chunk, 4, height // STRIDE, width // STRIDE, device="meta", dtype=dtype)
     image = torch.empty(1, 3, height, width, device="meta", dtype=dtype)
@@ -120,9 +120,9 @@ def face_optimization_cost(
     margin: int = 8,
     checkpointing: Sequence[bool] = (True, False),
 ) -> dict[str, Counts]:
-    """One iteration over ``frames`` frames, with a face of ``face`` pixels a side: full frames with and without
+    """One iteration over ``frames`` frames, with a face of ``face`` pixels per side: full frames with and without
     ``checkpointing``, and a crop, which is never checkpointed."""
-    vae: Any = build_on_meta(model, "vae", dtype)
+    vae: Any = network_on_meta(model, "vae", dtype)
     width, height = size
     clean = torch.empty(frames, 4, height // STRIDE, width // STRIDE, device="meta", dtype=dtype)
     box, chunks = face_box(size, face), [range(n, min(n + chunk, frames)) for n in range(0, frames, chunk)]
@@ -182,7 +182,7 @@ def cached_cost(
 
     Raises ``ConfigError`` for ``layers`` that the UNet's decoder does not have.
     """
-    unet: Any = build_on_meta(model, "unet", dtype)
+    unet: Any = network_on_meta(model, "unet", dtype)
     for count in layers:
         check_cache_layers(unet, count)
     options = {"device": "meta", "dtype": dtype}

@@ -34,5 +34,5 @@ def time_drawing(bench: BenchRun, *, frames: int = 16) -> Table:
     return Table(
         title=f"Drawing puppets: {frames} frames of one figure",
         rows=rows,
-        note=f"{bench.rounds} round(s), interleaved, on one core; each frame with its key points, faces and backdrop.",
+        note=f"{bench.rounds} round(s), interleaved, on one core; each frame with its keypoints, faces and backdrop.",
     )

@@ -16,8 +16,14 @@ from torch import Tensor
 
 from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.counters import count_flops, track_memory
+from stableanimator_cli.bench.harness import Rounds
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, FaceOptimizationSettings
+from stableanimator_cli.diffusion.face_optimization import (
+    Box,
+    FaceOptimization,
+    FaceOptimizationSettings,
+    RefineLogEntry,
+)
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.conditioning import to_signed
 from stableanimator_cli.engine.decoder import FaceDecoder
@@ -184,88 +190,107 @@ def decode_frames(engine: Engine, clip: DrawnClip, latents: Tensor, chunk: int) 
         return torch.cat([engine.decoder.pixels(part).float().cpu() for part in latents.split(chunk)])
 
 
+@dataclass(frozen=True, slots=True)
+class _ModeRun:
+    """A refined step in one mode: its hook, its log entry, the latents after it, network calls, FLOPs, and bytes."""
+
+    refine: FaceOptimization
+    log: RefineLogEntry
+    latents: Tensor
+    calls: dict[str, int]
+    flops: int
+    live_bytes: int
+    peak_bytes: int | None
+
+
 def measure_face_optimization(bench: BenchRun, engine: Engine, case: RefineCase) -> list[Table]:
     """Measure speed, error and effect of both modes on one clip."""
     clip = draw_clip(engine, case)
-    variants, calls, costs, after, logs, peaks = {}, {}, {}, {}, {}, {}
-    for mode in reversed(MODES):  # the smaller first: the peak of a process never falls
-        if engine.plan.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(engine.plan.device)
-        refine = build_hook(engine, case, clip, mode)
-        engine.calls.clear()
-        live = track_memory(lambda refine=refine, mode=mode: after.update({mode: refine(clip.latents, STEP)}))
-        logs[mode], calls[mode] = refine.log[-1], dict(engine.calls)
-        most = peak_memory(engine.plan.device)
-        peaks[mode] = most.get("device", most.get("host"))
-        bench.tick()
-        variants[mode] = lambda refine=refine: refine(clip.latents, STEP)
-        costs[mode] = count_flops(variants[mode]), live.peak  # the run that counts FLOPs warms up
-        bench.tick()
-    variants = {mode: variants[mode] for mode in MODES}
+    # the smaller mode first: the peak of a process never falls
+    runs = {mode: _run_mode(bench, engine, case, clip, mode) for mode in reversed(MODES)}
+    variants = {mode: lambda refine=runs[mode].refine: refine(clip.latents, STEP) for mode in MODES}
     timed = bench.time(variants, warm_up=0)
-    near = crop_error(engine, case, clip, after["crop"])
+    near = crop_error(engine, case, clip, runs["crop"].latents)
+    width, height = case.size
+    what = f"{case.frames} frames of {width}x{height} in chunks of {case.chunk}, {case.iterations} iterations"
+    face = clip.boxes[0, 0]
+    note = f"One refined step of {what}; the face is {face[2] - face[0]:.0f}x{face[3] - face[1]:.0f} pixels in frame 0."
+    crop = {
+        "margin": case.margin,
+        "greatest error in the box": near.image_error,
+        "the same after the step": near.after_error,
+        "gradient cosine": near.gradient_cosine,
+    }
+    return [
+        Table(
+            title="Face optimisation, both modes",
+            rows=[_speed_row(bench, mode, runs[mode], timed, near) for mode in MODES],
+            note=f"{note} {bench.rounds} round(s), interleaved. {PEAK}",
+        ),
+        Table(
+            title="A crop against the full frame",
+            rows=[crop],
+            note="Pixels in [-1,1]. After a step the norms' statistics are those from before it. Gradients are "
+            "compared where a crop lets latents move.",
+        ),
+        Table(
+            title="What a refined step does",
+            rows=_effect_rows(engine, case, clip, runs),
+            note="PSNR in decibels of the decoded frames; `full` moves every latent of a frame, background included.",
+        ),
+    ]
+
+
+def _run_mode(bench: BenchRun, engine: Engine, case: RefineCase, clip: DrawnClip, mode: str) -> _ModeRun:
+    if engine.plan.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(engine.plan.device)
+    refine = build_hook(engine, case, clip, mode)
+    engine.calls.clear()
+    after: list[Tensor] = []
+    live = track_memory(lambda: after.append(refine(clip.latents, STEP)))
+    log, calls, peak = refine.log[-1], dict(engine.calls), peak_memory(engine.plan.device)
+    bench.tick()
+    flops = count_flops(lambda: refine(clip.latents, STEP))  # this run warms up
+    bench.tick()
+    return _ModeRun(refine, log, after[0], calls, flops, live.peak, peak.get("device", peak.get("host")))
+
+
+def _speed_row(bench: BenchRun, mode: str, run: _ModeRun, timed: Rounds, near: CropError) -> dict[str, Any]:
+    return {
+        "mode": mode,
+        "s per refined step": timed.median(mode),
+        "times faster than full": timed.ratio("full", mode) if mode != "full" else None,
+        "TFLOP": run.flops / 1e12,
+        "% of roof": bench.roof().percent(run.flops, timed.median(mode)),
+        "GiB alive": run.live_bytes / GIB,
+        "GiB peak": None if run.peak_bytes is None else run.peak_bytes / GIB,
+        "full decodes": run.calls.get("refine_decode", 0),
+        "statistics decodes": run.calls.get("refine_observe", 0),
+        "crop decodes": run.calls.get("refine_crop", 0),
+        "error in the box": near.image_error if mode == "crop" else 0.0,
+    }
+
+
+def _effect_rows(engine: Engine, case: RefineCase, clip: DrawnClip, runs: dict[str, _ModeRun]) -> list[dict[str, Any]]:
     before, inside = decode_frames(engine, clip, clip.latents, case.chunk), _face_pixels(clip, case)
-    seconds, effect = [], []
+    rows = []
     for mode in MODES:
-        work, peak = costs[mode]
-        now = decode_frames(engine, clip, after[mode], case.chunk)
-        row: dict[str, Any] = {"mode": mode, "s per refined step": timed.median(mode)}
-        row |= {"times faster than full": timed.ratio("full", mode) if mode != "full" else None}
-        row |= {"TFLOP": work / 1e12, "% of roof": bench.roof().percent(work, timed.median(mode))}
-        row |= {"GiB alive": peak / GIB}
-        row |= {"GiB peak": None if peaks[mode] is None else peaks[mode] / GIB}
-        row |= {
-            f"{what} decodes": calls[mode].get(f"refine_{name}", 0)
-            for what, name in (("full", "decode"), ("statistics", "observe"), ("crop", "crop"))
-        }
-        row |= {"error in the box": near.image_error if mode == "crop" else 0.0}
-        seconds.append(row)
-        effect.append(
+        now, log = decode_frames(engine, clip, runs[mode].latents, case.chunk), runs[mode].log
+        rows.append(
             {
                 "mode": mode,
-                "similarity before": logs[mode].before,
-                "after": logs[mode].after,
+                "similarity before": log.before,
+                "after": log.after,
                 "dB face against before": psnr(now, before, inside),
                 "dB background against before": psnr(now, before, ~inside),
                 "dB face against truth": psnr(now, clip.target, inside),
                 "dB background against truth": psnr(now, clip.target, ~inside),
             }
         )
-    effect.append(
-        {
-            "mode": "not refined",
-            "similarity before": logs["full"].before,
-            "dB face against truth": psnr(before, clip.target, inside),
-            "dB background against truth": psnr(before, clip.target, ~inside),
-        }
-    )
-    width, height = case.size
-    what = f"{case.frames} frames of {width}x{height} in chunks of {case.chunk}, {case.iterations} iterations"
-    face = clip.boxes[0, 0]
-    note = f"One refined step of {what}; the face is {face[2] - face[0]:.0f}x{face[3] - face[1]:.0f} pixels in frame 0."
-    rows = [
-        {
-            "margin": case.margin,
-            "greatest error in the box": near.image_error,
-            "the same after the step": near.after_error,
-            "gradient cosine": near.gradient_cosine,
-        }
-    ]
-    return [
-        Table(
-            title="Face optimisation, both modes",
-            rows=seconds,
-            note=f"{note} {bench.rounds} round(s), interleaved. {PEAK}",
-        ),
-        Table(
-            title="A crop against the full frame",
-            rows=rows,
-            note="Pixels in [-1,1]. After a step the norms' statistics are those from before it. Gradients are "
-            "compared where a crop lets latents move.",
-        ),
-        Table(
-            title="What a refined step does",
-            rows=effect,
-            note="PSNR in decibels of the decoded frames; `full` moves every latent of a frame, background included.",
-        ),
-    ]
+    unrefined = {
+        "mode": "not refined",
+        "similarity before": runs["full"].log.before,
+        "dB face against truth": psnr(before, clip.target, inside),
+        "dB background against truth": psnr(before, clip.target, ~inside),
+    }
+    return [*rows, unrefined]

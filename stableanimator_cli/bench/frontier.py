@@ -28,7 +28,7 @@ from stableanimator_cli.bench.frontier_cases import FIGURES, LOWER_IS_BETTER, Fr
 from stableanimator_cli.bench.harness import Interval
 from stableanimator_cli.bench.networks import FULL
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.rows import ResumableRows, Row, weight_digests
+from stableanimator_cli.bench.rows import ResumableRows, Row, short_digests
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.parse import dump_size
 from stableanimator_cli.config.refine import PRESETS
@@ -95,7 +95,7 @@ class Frontier:
         self, animator: Animator, model: ModelFolder, work: Path, tick: Callable[[], object], plan: DevicePlan
     ) -> None:
         self._animator, self._model, self._tick = animator, model, tick
-        header = {"model": model.name, "files": weight_digests(model, NETWORKS), "version": __version__}
+        header = {"model": model.name, "files": short_digests(model, NETWORKS), "version": __version__}
         header |= {"card": dict(model.defaults), "device": plan.device.type, "dtype": str(plan.dtype)}
         self._file = ResumableRows(work / "rows.jsonl", header)
         self._rows = {(row["setting"], row["case"]): row for row in self._file.rows}
@@ -136,10 +136,10 @@ class Frontier:
         losses = {}
         for name in FIGURES:
             values = [(a.get(name, math.nan), b.get(name, math.nan)) for a, b in pairs]
-            mine, theirs = np.array(values, np.float64).T
+            own, other = np.array(values, np.float64).T
             measured = np.array([name in a for a, _ in pairs])
-            loss = mine - theirs if name in LOWER_IS_BETTER else theirs - mine
-            losses[name] = np.where(measured & np.isnan(mine) & np.isfinite(theirs), np.inf, loss)
+            loss = own - other if name in LOWER_IS_BETTER else other - own
+            losses[name] = np.where(measured & np.isnan(own) & np.isfinite(other), np.inf, loss)
         return losses
 
     def _shallow_ratio(self, config: AnimateConfig) -> float:

@@ -18,7 +18,7 @@ from stableanimator_cli.evaluate.cases import Case, find_cases
 from stableanimator_cli.evaluate.detections import VideoDetector
 from stableanimator_cli.evaluate.driving_points import driven_points, read_poses
 from stableanimator_cli.files import sha256_of
-from stableanimator_cli.media import open_clip, read_picture
+from stableanimator_cli.media import open_clip, read_image
 from stableanimator_cli.metrics.gradient_similarity import gmsd
 from stableanimator_cli.metrics.identity import cosines
 from stableanimator_cli.metrics.motion import keypoint_error
@@ -56,18 +56,18 @@ class FrontierCase:
         )
 
     @cached_property
-    def truth(self) -> np.ndarray:
+    def target(self) -> np.ndarray:
         """The video uint8[t,h,w,3] at ``size``."""
         assert self.case.target is not None
         clip = open_clip(self.case.target)
-        fit = resize_transform(clip.size, self.size, "crop")
-        return np.stack([fit.apply_image(frame) for _, frame in clip.frames()])
+        transform = resize_transform(clip.size, self.size, "crop")
+        return np.stack([transform.apply_image(frame) for _, frame in clip.frames()])
 
     @cached_property
     def faces(self) -> list[tuple[slice, slice] | None]:
-        """Rows and columns of the largest face of each frame of ``truth``; None without one."""
+        """Rows and columns of the largest face of each frame of ``target``; None without one."""
         found: list[tuple[slice, slice] | None] = []
-        for frame in self.truth:
+        for frame in self.target:
             faces = () if self.detector.reader is None else self.detector.reader.boxes(frame)
             region = face_slice(faces[0].box, self.size) if faces else None
             found.append(region if region is not None and frame[region].size else None)
@@ -76,26 +76,26 @@ class FrontierCase:
     @cached_property
     def reference(self) -> np.ndarray:
         """The reference's face embedding float32[512]: the independent recogniser's, or the model's without one."""
-        own, judge = self.detector.embed_largest_face(read_picture(self.case.reference))
+        own, judge = self.detector.embed_largest_face(read_image(self.case.reference))
         return own if self.detector.judge is None else judge
 
     @cached_property
     def points(self) -> np.ndarray:
-        """Driving points float32[t,134,3], or those found in ``truth`` if the motion holds none."""
+        """Driving points float32[t,134,3], or those found in ``target`` if the motion holds none."""
         if self.case.poses is None:
-            return self.detector.find_points(list(self.truth))
-        return driven_points(read_poses(self.case.poses), self.size, range(len(self.truth)), resize="crop")
+            return self.detector.find_points(list(self.target))
+        return driven_points(read_poses(self.case.poses), self.size, range(len(self.target)), resize="crop")
 
     def score(self, output: Sequence[np.ndarray]) -> dict[str, float]:
         """``FIGURES`` of frames uint8[h,w,3]; NaN where neither side shows what is measured.
 
         Raises ``BadInput`` if there are not as many frames as in the ground truth.
         """
-        if len(output) != len(self.truth):
+        if len(output) != len(self.target):
             assert self.case.target is not None
             hint = "motion and video of a case need equally many frames"
-            raise BadInput(self.case.target, f"{len(self.truth)} frames", f"{len(output)}, as the motion", hint=hint)
-        pairs = [(a, b, face) for a, b, face in zip(output, self.truth, self.faces, strict=True) if face is not None]
+            raise BadInput(self.case.target, f"{len(self.target)} frames", f"{len(output)}, as the motion", hint=hint)
+        pairs = [(a, b, face) for a, b, face in zip(output, self.target, self.faces, strict=True) if face is not None]
         embedded = [self.detector.embed_largest_face(image) for image in output]
         vectors = np.stack([own if self.detector.judge is None else judge for own, judge in embedded])
         similar = cosines(vectors, self.reference)
@@ -104,8 +104,8 @@ class FrontierCase:
             "sharpness": _mean([min(1.0, sharpness(a, b, face)) for a, b, face in pairs]),
             "identity": _mean(similar[np.isfinite(similar)]),
             "keypoints": keypoint_error(self.detector.find_points(list(output)), self.points).error,
-            "frame": psnr(np.concatenate(output), np.concatenate(self.truth)),
-            "gradients": _mean([gmsd(a, b) for a, b in zip(output, self.truth, strict=True)]),
+            "frame": psnr(np.concatenate(output), np.concatenate(self.target)),
+            "gradients": _mean([gmsd(a, b) for a, b in zip(output, self.target, strict=True)]),
         }
 
 

@@ -35,7 +35,7 @@ def collect_counters(tick: Callable[[], object] = lambda: None) -> Counters:
     for name, count in cost.vae_cost(model, LARGE, FRAMES, torch.bfloat16, CHUNK).items():
         costs[f"{name} 576x1024"] = count
     tick()
-    # two chunks tell one graph from chunk by chunk
+    # two chunks distinguish one graph from one backward pass per chunk
     hjb = cost.face_optimization_cost(model, LARGE, 2 * CHUNK, torch.float32, CHUNK, FACE, checkpointing=(True,))
     for name, count in hjb.items():
         costs[f"{name} 576x1024"] = count

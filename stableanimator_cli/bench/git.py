@@ -1,4 +1,4 @@
-"""Which version of a folder of code was measured."""
+"""Version of a measured folder of code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def commit_of(folder: Path, *ignored: str) -> str | None:
         return None
 
 
-def version_of(folder: Path) -> str:
+def code_version(folder: Path) -> str:
     """The commit of a clone, or the digest of its Python files if it is no checkout."""
     digest = hashlib.sha256()
     commit = commit_of(folder)

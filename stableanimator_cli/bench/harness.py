@@ -58,7 +58,7 @@ class Rounds:
         return float(np.median(self.seconds[variant]))
 
     def ratio(self, slow: str, fast: str) -> Interval:
-        """How many times faster ``fast`` is: seconds of ``slow`` over those of ``fast``, round by round."""
+        """Speed-up of ``fast``: seconds of ``slow`` over those of ``fast``, round by round."""
         return bootstrap_interval(np.divide(self.seconds[slow], self.seconds[fast]))
 
 

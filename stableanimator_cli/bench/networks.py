@@ -42,7 +42,7 @@ def open_bench_model(name: str) -> ModelFolder:
     )
 
 
-def build_on_meta(model: ModelFolder, role: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+def network_on_meta(model: ModelFolder, role: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A network on the meta device, for counting."""
     return weights.build_on_meta(builders(model, "distribution")[role], dtype).eval().requires_grad_(False)
 

@@ -17,7 +17,7 @@ from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.detect.capture import BATCH, Detectors, extract_motion
 from stableanimator_cli.detect.roles import ROLES
-from stableanimator_cli.media import open_clip, read_picture, write_picture
+from stableanimator_cli.media import open_clip, read_image, write_image
 from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.puppets.scene import sample_scene
@@ -62,16 +62,16 @@ def time_detection(bench: BenchRun) -> Table:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             for index, frame in enumerate(frames):
-                write_picture(folder / f"frame_{index}.png", frame)
+                write_image(folder / f"frame_{index}.png", frame)
             for index in range(len(frames)):
-                frame = read_picture(folder / f"frame_{index}.png")
+                frame = read_image(folder / f"frame_{index}.png")
                 size = frame.shape[1], frame.shape[0]
                 (people,) = opened.points.estimate([frame], opened.people.detect([frame]))
                 points["one by one, PNG files"].append(people)
-                write_picture(folder / f"pose_{index}.png", draw_skeleton(people, size))
+                write_image(folder / f"pose_{index}.png", draw_skeleton(people, size))
                 if opened.faces is not None:
                     mask = face_mask([face.box for face in opened.faces.faces(frame)], size, missing="full")
-                    write_picture(folder / f"face_{index}.png", mask[..., None].repeat(3, 2))
+                    write_image(folder / f"face_{index}.png", mask[..., None].repeat(3, 2))
 
     variants: dict[str, Callable[[], Any]] = {
         "one by one": lambda: detect("one by one", 1),

@@ -156,7 +156,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "sa": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "device": device_name(device),
+        "device": hardware_name(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
@@ -164,7 +164,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return stamp | {name: version_of(name) for name in _LIBRARIES}
 
 
-def device_name(device: torch.device) -> str:
+def hardware_name(device: torch.device) -> str:
     """Name of a GPU; for a CPU its model, if known, and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -24,25 +24,25 @@ from stableanimator_cli.errors import plain
 
 START = 120.0  # seconds to import and to reply for the first time
 OK, FAILED, NOT_APPLICABLE, NOT_RUN = "ok", "failed", "not applicable", "not run"
-Answer = dict[str, Any]
+Reply = dict[str, Any]
 
 
 class NotApplicable(Exception):
     """A row that this machine cannot have, with the reason."""
 
 
-def serve(answer: Callable[[str], Mapping[str, Any]]) -> None:
+def serve(reply: Callable[[str], Mapping[str, Any]]) -> None:
     """The other side: reply once when ready, then to each line of standard input. Libraries print to stderr."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     replies.write(json.dumps({"status": OK}) + "\n")
     replies.flush()
     for line in sys.stdin:
-        replies.write(json.dumps(guarded(answer, line.strip())) + "\n")
+        replies.write(json.dumps(guarded(reply, line.strip())) + "\n")
         replies.flush()
 
 
-def guarded(run: Callable[..., Mapping[str, Any]], *given: str) -> Answer:
+def guarded(run: Callable[..., Mapping[str, Any]], *given: str) -> Reply:
     """The fields of ``run`` with status ok, or why there are none."""
     try:
         return {"status": OK} | {name: _finite(value) for name, value in run(*given).items()}
@@ -71,7 +71,7 @@ class RowProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, row: str, seconds: float) -> Answer:
+    def request(self, row: str, seconds: float) -> Reply:
         """The reply to ``row``; of status failed if the process has not replied in ``seconds``, or has ended."""
         if self._process is None:
             self._start()
@@ -84,10 +84,10 @@ class RowProcess:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(row + "\n")
             self._process.stdin.flush()
-        answer = self._read(seconds)
-        if answer["status"] == FAILED:
+        reply = self._read(seconds)
+        if reply["status"] == FAILED:
             self.close()
-        return answer
+        return reply
 
     def _start(self) -> None:
         self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed with the process
@@ -98,7 +98,7 @@ class RowProcess:
         self._replies = queue.Queue()
         threading.Thread(target=_forward, args=(self._process.stdout, self._replies), daemon=True).start()
 
-    def _read(self, seconds: float) -> Answer:
+    def _read(self, seconds: float) -> Reply:
         try:
             line = self._replies.get(timeout=seconds)
         except queue.Empty:
@@ -106,14 +106,14 @@ class RowProcess:
         if line is None:
             return {"status": FAILED, "reason": self._ended()}
         try:
-            answer = json.loads(line)
-            known = answer["status"] in (OK, FAILED, NOT_APPLICABLE)
+            reply = json.loads(line)
+            known = reply["status"] in (OK, FAILED, NOT_APPLICABLE)
         except (ValueError, LookupError, TypeError, RecursionError):
-            known, answer = False, {}
-        return answer if known else {"status": FAILED, "reason": f"no reply but {plain(line.strip(), 100)!r}"}
+            known, reply = False, {}
+        return reply if known else {"status": FAILED, "reason": f"no reply but {plain(line.strip(), 100)!r}"}
 
     def _ended(self) -> str:
-        """How the process ended, and the last line that it wrote."""
+        """Exit status of the process, and the last line that it wrote."""
         assert self._process is not None
         assert self._stderr is not None
         code = self._process.wait()

@@ -72,6 +72,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def weight_digests(model: ModelFolder, roles: Iterable[str]) -> dict[str, str]:
+def short_digests(model: ModelFolder, roles: Iterable[str]) -> dict[str, str]:
     """The start of the sha256 of each network, for a header."""
     return {role: sha256_of(model.files[role])[:12] for role in roles}

@@ -1,5 +1,5 @@
-"""One network at a time: variants of asking the UNet and the VAE's decoder for the same answer, by turns, with the
-error of each beside the plain way."""
+"""Variants of the same call of the UNet and of the VAE's decoder, timed in alternation, with the error of each relative
+to the plain variant."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _noise(*shape: int, plan: DevicePlan) -> Tensor:
 def unet_variants(
     unet: AnimationUNet, shape: ClipShape, plan: DevicePlan, call: Callable[..., Tensor] | None = None
 ) -> dict[str, Callable[[], Tensor]]:
-    """One guided step of one window [2,t,c,h,w] (unconditional, conditional), in every variant. ``call`` stands for the
+    """One guided step of one window [2,t,c,h,w] (unconditional, conditional), in every variant. ``call`` replaces the
     UNet if given."""
     call = call or unet
     channels, token = unet.sample_channels, unet.config["cross_attention_dim"]
@@ -62,7 +62,7 @@ def unet_variants(
 def guided_step(
     unet: AnimationUNet, shape: ClipShape, plan: DevicePlan, call: Callable[..., Tensor]
 ) -> Callable[[], Tensor]:
-    """The variant ``prepared`` through ``call``, which is the UNet or stands for it."""
+    """The variant ``prepared`` through ``call``, which is the UNet or replaces it."""
     return unet_variants(unet, shape, plan, call)["prepared"]
 
 

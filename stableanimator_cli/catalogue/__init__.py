@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stableanimator_cli import backbone_facts
 from stableanimator_cli.catalogue import hub, layouts, pipelines
 from stableanimator_cli.catalogue.configs import read_config
-from stableanimator_cli.catalogue.damage import check_size
+from stableanimator_cli.catalogue.damage import check_size, no_entry
 from stableanimator_cli.catalogue.home import BUILTIN, cache_dir, expanded
 from stableanimator_cli.catalogue.needed import Needed, needed
 from stableanimator_cli.catalogue.schema import FILE_NAME, Component, Entry, nearest_or_all, read
@@ -62,13 +62,7 @@ def entry(name: str) -> Entry:
                 if found.name != name:
                     raise ModelDamaged(f"{folder / FILE_NAME}: name: found {found.name!r}, expected {name!r}")
                 return found
-    link = model_cache_dir(name) / FILE_NAME
-    if os.path.islink(link):
-        raise ModelMissing(
-            f"model {name!r} was imported from {Path(os.readlink(link)).parent}, which is no longer there",
-            hint="move the folder back, or import it from its new place: `sa models import FOLDER`",
-        )
-    raise ModelMissing(f"no model named {name!r} in the catalogue", hint=nearest_or_all(name, names()))
+    raise no_entry(name, model_cache_dir(name), names())
 
 
 def readable() -> tuple[list[Entry], list[SaError]]:
@@ -82,7 +76,7 @@ def readable() -> tuple[list[Entry], list[SaError]]:
     return entries, damaged
 
 
-def load(name_or_folder: str | Path) -> Entry:
+def load_entry(name_or_folder: str | Path) -> Entry:
     """The entry of a catalogue name, or of a folder that holds a ``model.toml``."""
     if isinstance(name_or_folder, str) and name_or_folder in names():
         return entry(name_or_folder)
@@ -305,7 +299,7 @@ def with_needs(found: Entry) -> Iterator[Entry]:
 
 
 def download_of(models: Sequence[str], *, optional: bool = False) -> Needed:
-    """What ``sa models pull MODELS`` would fetch, ``optional`` with ``--all``: missing files, their size, licences."""
+    """The download of ``sa models pull MODELS``, ``optional`` with ``--all``: missing files, their size, licences."""
     owners = (owner for name in models for owner in with_needs(entry(name)))
     return needed(models, owners, locate, optional=optional)
 

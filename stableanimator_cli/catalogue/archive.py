@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from stableanimator_cli.catalogue.schema import WeightFile
-from stableanimator_cli.catalogue.store import check_room, copy_stream, differs, writing
+from stableanimator_cli.catalogue.store import check_disk_space, copy_stream, differs, writing
 from stableanimator_cli.errors import ModelDamaged
 
 RATIO = 100
@@ -45,7 +45,7 @@ def unpack(packed: Path, member: WeightFile, target: Path, label: str) -> None:
             limit = _limit(found, member, packed)
             if found.file_size > limit:
                 raise _too_long(label, member, found.file_size)
-            check_room(target.parent, found.file_size, label)
+            check_disk_space(target.parent, found.file_size, label)
             with archive.open(found) as source, writing(target), target.open("wb") as stream:
                 if copy_stream(source, stream, limit) > limit:
                     raise _too_long(label, member, limit + 1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from stableanimator_cli.catalogue.home import BUILTIN, cache_dir
-from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, read
-from stableanimator_cli.errors import ModelDamaged, SaError
+from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, nearest_or_all, read
+from stableanimator_cli.errors import ModelDamaged, ModelMissing, SaError
 
 _LFS = b"version https://git-lfs"
 _COPY = "copy it again from where its folder comes from"
@@ -36,6 +38,17 @@ def check_digest(path: Path, found: str, expected: str | None) -> None:
             f"{path}: found sha256 {found[:12]}, expected {expected[:12]}, as its model.toml records",
             hint=fetch_again(path),
         )
+
+
+def no_entry(name: str, cached: Path, known: Iterable[str]) -> ModelMissing:
+    """The error for a name that the catalogue lacks. ``cached``: where an import of this name links to its folder."""
+    link = cached / FILE_NAME
+    if link.is_symlink():
+        return ModelMissing(
+            f"model {name!r} was imported from {Path(os.readlink(link)).parent}, which no longer exists",
+            hint="move the folder back, or import it from its new place: `sa models import FOLDER`",
+        )
+    return ModelMissing(f"no model named {name!r} in the catalogue", hint=nearest_or_all(name, known))
 
 
 def fetch_again(path: Path) -> str:

@@ -117,7 +117,7 @@ def _needs_download(entry: Entry, row: WeightFile, progress: Progress | None) ->
 
 
 def needed_by_verb() -> dict[str, Needed]:
-    """What is missing for each verb of ``WORK``: ``files`` is 0 if nothing is."""
+    """Missing files for each verb of ``WORK``: ``files`` is 0 if nothing is."""
     found: dict[str, Needed] = {}
     for verb, names in WORK.items():
         lacking = [name for name in names if catalogue.download_of([name]).files]
@@ -127,7 +127,7 @@ def needed_by_verb() -> dict[str, Needed]:
 
 def verify(name_or_entry: str | Entry, progress: Progress | None = None) -> list[Check]:
     """Compare every listed file of an entry with its record. Digests of unchanged files are cached."""
-    entry = name_or_entry if isinstance(name_or_entry, Entry) else catalogue.load(name_or_entry)
+    entry = name_or_entry if isinstance(name_or_entry, Entry) else catalogue.load_entry(name_or_entry)
     return [_check(entry, row, progress) for row in entry.files]
 
 
@@ -175,7 +175,7 @@ def _read_digests() -> Mapping[str, object]:
 
 @functools.lru_cache(maxsize=1)
 def _parsed_digests(path: Path, stamp: tuple[int, ...]) -> Mapping[str, object]:
-    """The rows of a state of the file: a model has many weights, and each asks for all rows."""
+    """The rows of one state of the file, cached because each weight of a model needs all rows."""
     try:
         known = read_json(path, "cached digests")
     except BadInput:

@@ -51,7 +51,7 @@ def size_limit() -> int:
     return parse_bytes(value, VARIABLE) if value else DEFAULT_LIMIT
 
 
-def load(folder: str, key: str) -> dict[str, np.ndarray] | None:
+def load_arrays(folder: str, key: str) -> dict[str, np.ndarray] | None:
     """The arrays stored in one of ``FOLDERS`` under ``key``, None if there are none or they cannot be read."""
     path = _path(folder, key)
     try:
@@ -63,7 +63,7 @@ def load(folder: str, key: str) -> dict[str, np.ndarray] | None:
     return arrays
 
 
-def store(folder: str, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+def store_arrays(folder: str, key: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Store arrays under ``key``. A cache that cannot be written costs time at the next run, nothing else."""
     import numpy as np
 

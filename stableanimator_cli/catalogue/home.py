@@ -7,11 +7,11 @@ import stat
 import sys
 from pathlib import Path
 
-from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.errors import ConfigError, system_reason
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 BUILTIN = (_PACKAGE / "models", _PACKAGE.parent / "models")
-"""Where the program's own catalogue may be: inside an installed package, or at the root of a checkout."""
+"""Possible folders of the program's own catalogue: inside an installed package, or at the root of a checkout."""
 
 
 def cache_dir() -> Path:
@@ -49,7 +49,7 @@ def _checked(value: str) -> Path:
     except FileNotFoundError:
         problem = "a link that leads nowhere" if path.is_symlink() else ""
     except OSError as error:  # a name too long, a file in the place of a parent folder
-        problem = (error.strerror or str(error)).lower()
+        problem = system_reason(error)
     if problem:
         hint = "set SA_HOME to a folder, or unset it for the default one"
         raise ConfigError("SA_HOME", value, f"a folder ({problem})", hint=hint)

@@ -23,7 +23,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from stableanimator_cli.catalogue.address import problem, redacted, refused_redirect
 from stableanimator_cli.catalogue.hub import authorization_for, mirrored, origin
 from stableanimator_cli.catalogue.schema import Archive, Entry, WeightFile
-from stableanimator_cli.catalogue.store import check_room, copy_stream, differs, validator, writing
+from stableanimator_cli.catalogue.store import check_disk_space, copy_stream, differs, validator, writing
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
 
 Progress = Callable[[str, int, int | None], None]
@@ -152,7 +152,7 @@ def _stream(url: str, part: Path, row: WeightFile | Archive, progress: Progress 
         limit = row.bytes or LONGEST
         if total is not None and total > limit:
             raise _too_long(label, row, f"{total} bytes", part)
-        check_room(part.parent, (total or 0) - begin, label)
+        check_disk_space(part.parent, (total or 0) - begin, label)
         stream = _open_part(part, begin, answer.headers.get("ETag") or "")
         try:
             done = begin

@@ -139,7 +139,7 @@ class _Search:
         return file
 
     def animator(self) -> bool:
-        """The three trained networks; true where the UNet is the numbered one of a training checkpoint."""
+        """Record the three trained networks; true if the UNet is the numbered one of a training checkpoint."""
         numbered = False
         for role in ("unet", "pose_net", "face_encoder"):
             steps = _numbered(self.folder, role)
@@ -191,6 +191,6 @@ def _config(folder: Path) -> Path | None:
 
 
 def _numbered(folder: Path, role: str) -> list[Path]:
-    """``unet-3000.pth`` of a training checkpoint; the highest number first where there are several."""
+    """``unet-3000.pth`` of a training checkpoint; of several, the highest number first."""
     found = [(int(m[1]), p) for p in folder.glob(f"{role}-*.pth") if (m := re.fullmatch(rf"{role}-(\d+)", p.stem))]
     return [path for _, path in sorted(found, reverse=True)]

@@ -1,4 +1,4 @@
-"""What the download of some models takes: files, bytes, time and licences. Nothing is fetched to find out."""
+"""Cost of downloading some models: files, bytes, time and licences. Nothing is fetched to find out."""
 
 from __future__ import annotations
 

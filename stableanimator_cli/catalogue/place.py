@@ -61,7 +61,7 @@ def place_files(planned: Sequence[Import], *, copy: bool, convert: Convert | Non
         with store.locked_model(name):
             states = {row: _state(row, copy=copy, convert=convert) for row in rows}
             others = [link for row in rows for link in _other_forms(row)]
-            _check_room(row for row in rows if states[row] != "same" and (copy or row.converted))
+            _check_disk_space(row for row in rows if states[row] != "same" and (copy or row.converted))
             for row in rows:
                 how = "already there"
                 if states[row] != "same":
@@ -92,7 +92,7 @@ def place_folder(name: str, planned: Sequence[Import], *, copy: bool, convert: C
             raise _taken(foreign, "it belongs to another model with this name")
         if set(states.values()) == {"same"} and not others:
             return [replace(row, how="already there") for row in planned]
-        _check_room(row for row in planned if copy or row.converted)
+        _check_disk_space(row for row in planned if copy or row.converted)
         built, placed = store.staging(name, inside=False), []
         for row in planned:
             with store.writing(row.target):
@@ -169,11 +169,11 @@ def _other_forms(row: Import) -> list[Path]:
     return links
 
 
-def _check_room(rows: Iterable[Import]) -> None:
+def _check_disk_space(rows: Iterable[Import]) -> None:
     rows = list(rows)
     if rows:
         need = sum(row.source.stat().st_size for row in rows)
-        store.check_room(catalogue.model_cache_dir(rows[0].name), need, rows[0].name)
+        store.check_disk_space(catalogue.model_cache_dir(rows[0].name), need, rows[0].name)
 
 
 def _make(row: Import, part: Path, *, copy: bool, convert: Convert | None) -> str:

@@ -1,4 +1,4 @@
-"""What gives a model the detectors that it lacks: a download helps only a model whose ``needs`` lead to it."""
+"""Remedies for missing detectors of a model: a download helps only a model whose ``needs`` lead to it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def download_for(model: ModelFolder, role: str) -> str | None:
 
 
 def remedy(model: ModelFolder, role: str) -> str:
-    """What gives ``model`` the detector ``role`` that it lacks, as an imperative for hints."""
-    name, place = _source(model, role)
+    """The remedy for a ``model`` without the detector ``role``, as an imperative for hints."""
+    name, source = _source(model, role)
     if name is not None:
         return f"`sa models pull {name}`"
-    if place is not None:
-        return f"copy {place} back to its place"
+    if source is not None:
+        return f"copy {source} back to its place"
     provider = PROVIDERS[role]
     return f'add "{provider}" to `needs` in {model.path / FILE_NAME} and run `sa models pull {provider}`'
 
@@ -36,7 +36,7 @@ def _source(model: ModelFolder, role: str) -> tuple[str | None, str | None]:
     """The catalogue name of the files of ``role``, or their path in a folder, or neither."""
     if not (model.path / FILE_NAME).is_file():  # a download of others, which all of the catalogue's detectors complete
         return PROVIDERS[role], None
-    for owner in catalogue.with_needs(catalogue.load(model.path)):
+    for owner in catalogue.with_needs(catalogue.load_entry(model.path)):
         component = owner.components.get(role)
         if component is not None and component.file is not None:
             downloaded = owner.has_addresses and len(catalogue.search_paths(owner)) > 1

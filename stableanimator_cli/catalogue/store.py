@@ -16,7 +16,7 @@ from typing import IO, Protocol
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue.schema import Entry
-from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing
+from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, system_reason
 from stableanimator_cli.files import NO_ROOM, exclusive_lock
 
 STAGING = ".sa.part"
@@ -124,7 +124,7 @@ def unwritable(path: Path, error: OSError) -> ModelMissing:
             f"{path}: no room left to write it",
             hint="make room, or set SA_HOME to a folder on a larger disk, then run the same command again",
         )
-    reason = (error.strerror or str(error)).lower()
+    reason = system_reason(error)
     return ModelMissing(f"{path}: it cannot be written ({reason})", hint="set SA_HOME to a writable folder")
 
 
@@ -154,7 +154,7 @@ def copy_stream(source: Readable, stream: IO[bytes], limit: int, progress: Calla
     return done
 
 
-def check_room(path: Path, need: int, label: str) -> None:
+def check_disk_space(path: Path, need: int, label: str) -> None:
     """Raise ``ModelMissing`` if fewer than ``need`` bytes are free at ``path``."""
     near = next(folder for folder in (path, *path.parents) if folder.is_dir())
     free = shutil.disk_usage(near).free

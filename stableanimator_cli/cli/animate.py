@@ -46,7 +46,7 @@ def animate(
     sa animate person.png poses.mp4 -o out.mp4
     sa animate person.png dance.mp4 -o out.mp4 --model puppet --size 128x128 --plan
 
-    Animate the person in REFERENCE after MOTION and keep the face. Prints the path of the video.
+    Animate the person in REFERENCE with MOTION and keep the face. Prints the path of the video.
     """
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
     if jobs is not None or more:

@@ -18,14 +18,14 @@ ModelOpt = Annotated[
     str | None,
     typer.Option(
         "--model", metavar="NAME|FOLDER", autocompletion=complete_model,
-        help="Model that the page offers first. Default: $SA_MODEL, else stableanimator, else any that is here.",
+        help="Model that the page offers first. Default: $SA_MODEL, else stableanimator, else any installed model.",
     ),
 ]  # fmt: skip
 PortOpt = Annotated[
     int | None,
     typer.Option(
         "--port", metavar="PORT", min=0, max=65_535,
-        help="Port on the loopback address, 127.0.0.1; 0 takes any. Default: the first free one from 7860 on.",
+        help="Port on the loopback address, 127.0.0.1; 0: any free port. Default: the first free one from 7860.",
     ),
 ]  # fmt: skip
 OpenOpt = Annotated[bool, typer.Option("--open", help="Open the page in the default browser. Default: off.")]
@@ -43,8 +43,8 @@ def app(
     sa app --open
     sa app -o videos --model puppet --port 8000
 
-    Serve a page on which a picture and a motion become a video. It answers this machine alone, loads nothing from
-    elsewhere, and ends with Ctrl-C. Prints its address.
+    Serve a page that animates a picture with a motion. Only this machine can reach it; it loads nothing from other
+    addresses. Ctrl-C ends it. Prints its address.
     """
     reporter = console.configure(json=json, quiet=quiet)
     from importlib.util import find_spec

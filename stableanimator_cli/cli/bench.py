@@ -20,7 +20,7 @@ _PATHS = {"networks", "video", "against", "bench", "data"}  # reports show their
 _UNREPORTED = {"output", "page", "json", "quiet", "progress", "baseline", "python", "restart", "plan", "work", "plot"}
 OutputOpt = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="OUT.json", help="Also write what was found as JSON. card: docs/cards/."),
+    typer.Option("--output", "-o", metavar="OUT.json", help="Also write the results as JSON. card: docs/cards/."),
 ]
 PageOpt = Annotated[
     Path | None,
@@ -47,9 +47,10 @@ def bench(
     sa bench roofline unet hjb --networks puppet --pairs 3 --page docs/performance.md
     sa bench card
 
-    Measure: FLOPs, bytes alive and calls are counted and the same everywhere; seconds are measured by turns in one
-    process and read as ratios, or beside the roofline of the same run. Prints tables. gate exits with code 8 if a
-    counter is not what was recorded. card measures an NVIDIA card with all of them in ten minutes, and resumes.
+    Measure cost, speed and memory, and print tables. FLOPs, bytes alive and calls are counted, with the same result on
+    every machine. Seconds are measured in one process in which variants alternate: compare their ratios, or the
+    roofline of the same run. gate exits with code 8 if a counter differs from its recorded value. card runs all
+    measurements on an NVIDIA card in ten minutes; an interrupted run resumes.
     """
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.config.schema import resolve

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 FolderArg = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write demo.mp4 and the other files to.")]
 FigureOpt = Annotated[
-    int, typer.Option("--figure", metavar="N", min=0, max=99_999, help="First of the people; the model never saw any.")
+    int,
+    typer.Option(
+        "--figure", metavar="N", min=0, max=99_999, help="First of the people, none of whom the model was trained on."
+    ),
 ]
 FramesOpt = Annotated[int, typer.Option("--frames", metavar="T", min=1, max=1000, help="Frames of the motion.")]
 
@@ -44,7 +47,7 @@ def demo(
     sa demo
     sa demo demo-folder --figure 7 --frames 24
 
-    Animate three drawn people after one motion with the small model `puppet`, and each of them again with another
+    Animate three drawn people with one motion by the small model `puppet`, and each of them again with another
     person's face vector. Writes demo.mp4, demo.gif and demo.png (reference, motion, result, other face, and the
     similarity of faces below), and the files of each person to demo/. Prints the path of the video.
     """
@@ -63,7 +66,7 @@ def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
     from stableanimator_cli.detect.face import FaceReader
     from stableanimator_cli.engine.engine import EngineCache
     from stableanimator_cli.files import translate_os_errors
-    from stableanimator_cli.media import VideoWriter, write_animation, write_picture
+    from stableanimator_cli.media import VideoWriter, write_animation, write_image
     from stableanimator_cli.puppets.demo_sheet import draw_demo, halve
     from stableanimator_cli.puppets.scene import sample_scene
 
@@ -89,7 +92,7 @@ def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
             video.write(images[index])
     small = [halve(image) for image in images]
     write_animation(folder / "demo.gif", [small[index] for index in order], scenes[0].fps)
-    write_picture(folder / "demo.png", images[-1])
+    write_image(folder / "demo.png", images[-1])
     result = {"output": str(folder / "demo.mp4"), "gif": str(folder / "demo.gif"), "sheet": str(folder / "demo.png")}
     similarities = {
         "similarity": [_mean(person.similarity) for person in people],
@@ -113,7 +116,7 @@ class _Inputs:
 def _write_inputs(stem: Path, scene: Scene, reader: FaceReader) -> _Inputs:
     """Write a person's reference, motion and face vector. Raises ``NoFace`` if the reference shows none."""
     from stableanimator_cli.errors import NoFace
-    from stableanimator_cli.media import write_picture
+    from stableanimator_cli.media import write_image
     from stableanimator_cli.motion.motion_file import save_motion, write_array
 
     width, height = scene.size
@@ -122,7 +125,7 @@ def _write_inputs(stem: Path, scene: Scene, reader: FaceReader) -> _Inputs:
     if not faces or faces[0].embedding is None:
         raise NoFace(f"{stem}.png: no face found", hint="choose another --figure")
     inputs = _Inputs(stem=stem, motion=scene.motion(), vector=faces[0].embedding)
-    write_picture(inputs.file("png"), image)
+    write_image(inputs.file("png"), image)
     save_motion(inputs.file("npz"), inputs.motion)
     write_array(inputs.file("face.npy"), inputs.vector)
     return inputs
@@ -181,6 +184,6 @@ def _similarity(frames: list[np.ndarray], vector: np.ndarray, reader: FaceReader
 
 def _mean(similarity: np.ndarray) -> object:
     """Mean over the frames that show a face; None if none does."""
-    from stableanimator_cli.animate.identity_gate import Identity
+    from stableanimator_cli.animate.identity_gate import FaceSimilarity
 
-    return Identity(similarity=similarity).to_json()["mean"]
+    return FaceSimilarity(similarity=similarity).to_json()["mean"]

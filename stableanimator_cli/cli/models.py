@@ -78,7 +78,9 @@ def list_(json: options.JsonOpt = False) -> None:
     if json:
         out.result({"models": [_facts(e) for e in entries], "damaged": [e.message for e in damaged]}, "")
     else:
-        out.info(f"downloaded and imported files are in {catalogue.cache_dir() / 'models'} (SA_HOME names another)")
+        out.info(
+            f"downloaded and imported files are in {catalogue.cache_dir() / 'models'}; set SA_HOME for another folder"
+        )
 
 
 @app.command(short_help="Show licence, files and settings of a model.")
@@ -92,7 +94,7 @@ def show(name: ModelArg, json: options.JsonOpt = False) -> None:
     console.configure(json=json)
     from stableanimator_cli import catalogue
 
-    entry = catalogue.load(name)
+    entry = catalogue.load_entry(name)
     out = console.get()
     if json:
         out.result(_facts(entry), "")
@@ -175,7 +177,9 @@ def verify(
     checks: dict[str, list[Check]] = {}
     entries: dict[str, Entry] = {}
     with download_bars(out) as bars:
-        requested, damaged = catalogue.readable() if name is None else (catalogue.with_needs(catalogue.load(name)), [])
+        requested, damaged = (
+            catalogue.readable() if name is None else (catalogue.with_needs(catalogue.load_entry(name)), [])
+        )
         for entry in requested:
             found = download.verify(entry, bars)
             if name is not None or any(c.file is not None for c in found):

@@ -50,14 +50,14 @@ YesOpt = Annotated[
     bool,
     typer.Option(
         "--yes", "-y", rich_help_panel=RUN,
-        help="Answer yes where a terminal is asked whether to download missing models. Default: off.",
+        help="Download missing models without asking on the terminal. Default: off.",
     ),
 ]  # fmt: skip
 CardOpt = Annotated[
     str | None,
     typer.Option(
         "--card", metavar="NAME", autocompletion=complete_card, rich_help_panel=RUN,
-        help="Estimate for a card that need not be here, from published figures: 'RTX 4090', 'A100 80GB'. In sa "
+        help="Estimate for another card, from published figures: 'RTX 4090', 'A100 80GB'. In sa "
         "animate with --plan. Default: this device.",
     ),
 ]  # fmt: skip

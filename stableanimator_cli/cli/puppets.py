@@ -17,11 +17,13 @@ FpsOpt = Annotated[str, typer.Option("--fps", metavar="RATE", help="Frames per s
 PeopleOpt = Annotated[int, typer.Option("--people", metavar="1|2|3", min=1, max=3, help="People per video.")]
 SeedOpt = Annotated[
     int,
-    typer.Option("--seed", metavar="K", min=0, max=1_000_000, help="Two seeds share no character and no movement."),
+    typer.Option(
+        "--seed", metavar="K", min=0, max=1_000_000, help="Seed of characters and movements; two seeds share none."
+    ),
 ]
 SplitOpt = Annotated[
     Literal["train", "val", "test"],
-    typer.Option("--split", help="Two splits share no character and no movement."),
+    typer.Option("--split", help="Split of characters and movements; two splits share none."),
 ]
 FramingOpt = Annotated[
     Literal["half", "whole", "mixed", "portrait"],
@@ -54,7 +56,7 @@ def puppets(
     sa puppets figures
     sa puppets figures-test --videos 4 --size 256x256 --people 2 --split test
 
-    Draw moving characters: videos, reference images, and the ground truth of every key point and face in them. Run the
+    Draw moving characters: videos, reference images, and the ground truth of every keypoint and face in them. Run the
     same command to resume an interrupted run. Prints the folder.
     """
     out = console.configure(json=json, quiet=quiet, progress=progress)

@@ -75,7 +75,7 @@ TRAIN = {
     "--conditioning_dropout_prob": "loss.dropout_prob of a --config file here",
     "--use_8bit_adam": "no counterpart here; --train lora needs less memory",
     "--allow_tf32": "no counterpart here; --dtype sets the floating-point type",
-    "--use_ema": "--ema KEEP here",
+    "--use_ema": "--ema DECAY here",
     "--num_workers": "--workers here",
     "--adam_beta1": "optimizer.beta1 of a --config file here",
     "--adam_beta2": "optimizer.beta2 of a --config file here",
@@ -119,7 +119,7 @@ VERBS = {"animate": ANIMATE, "train": TRAIN, "preprocess": PREPROCESS}
 
 
 def counterpart(verb: str, flag: str) -> str | None:
-    """What takes the place of a reference flag in ``verb``, as a clause; None for a flag that is not known."""
+    """Replacement of a reference flag in ``verb``, as a clause; None for a flag that is not known."""
     found = VERBS.get(verb, {}).get(flag)
     if found is not None:
         return found

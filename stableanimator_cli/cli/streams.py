@@ -8,7 +8,7 @@ import errno
 import os
 import sys
 
-from stableanimator_cli.errors import BadInput, SaError
+from stableanimator_cli.errors import BadInput, SaError, system_reason
 
 _LOSSLESS = "sa-lossless"
 
@@ -55,7 +55,7 @@ def failure(error: OSError) -> SaError:
         return OutputUnread("nothing reads the standard output")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return BadInput("standard output", "no room left to write", "enough free space", hint="free some space")
-    reason = (error.strerror or str(error)).lower()
+    reason = system_reason(error)
     return BadInput.because("standard output", f"it cannot be written ({reason})", hint="send it elsewhere")
 
 

@@ -114,4 +114,4 @@ def sa(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Animate a person in an image after a motion, and keep the face."""
+    """Animate a person in an image with a motion, and keep the face."""

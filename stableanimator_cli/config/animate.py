@@ -84,7 +84,7 @@ class SamplingConfig:
         "between.")
     cache_layers: int = option("sampling.cache_layers", 2, ge=1)
     sampler: Literal["euler", "heun", "dpmpp_2m"] = option("--sampler", "euler", model_default=True, panel=SAMPLING,
-        help="Solver: euler as the reference implementation, heun with two network calls a step, or dpmpp_2m "
+        help="Solver: euler as the reference implementation, heun with two network calls per step, or dpmpp_2m "
         "(DPM-Solver++ 2M), of second order with one.")
     schedule: Schedule = option("--schedule", "karras", panel=SAMPLING,
         help="Noise levels of the steps: karras as the reference implementation, or ays (Align Your Steps), with fewer "
@@ -339,7 +339,7 @@ class AnimateConfig:
 
     @property
     def target(self) -> Path:
-        """What a run makes: the file ``output``, or the folder of its frames."""
+        """Output of a run: the file ``output``, or the folder of its frames."""
         return self.frames_folder or self.output
 
     def _beside(self, suffix: str) -> Path:

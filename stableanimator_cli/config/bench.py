@@ -22,7 +22,7 @@ VAE_VARIANTS = ("plain", CHANNELS_LAST, "chunks of 4", "chunks of 1")
 VARIANTS = tuple(dict.fromkeys((*UNET_VARIANTS, *VAE_VARIANTS)))
 MIN_SIDE, STRIDE = 64, 8  # pixels
 CLONE_HINT = "git clone https://github.com/Francis-Rings/StableAnimator, and give that folder"
-_EACH = "what suits each"
+_EACH = "depends on the bench"
 # benches that have --pairs, --size and --networks, --frames
 _TIMED = ("unet", "vae", "sample", "hjb", "train", "preprocess", "evaluate", "compare")
 _WITH_SIZE = ("cost", "long", "frontier", *_TIMED)
@@ -31,19 +31,19 @@ DEFAULTS: Mapping[str, Any] = {
     "networks": "puppet", "pairs": 7, "iterations": 3, "margin": 8, "budget": 10.0, "bench": "puppet", "search": 4,
     "clips": 8, "work": Path("frontier"),
 }  # fmt: skip
-"""Of options that are None if they are not given."""
+"""Defaults of options that are None if they are not given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchConfig:
-    """One run of ``sa bench``. ``size``, ``frames`` and ``steps`` are None for what suits each bench.
+    """One run of ``sa bench``. ``size``, ``frames`` and ``steps`` are None for the default of each bench.
 
     Options of one bench are None if they are not given, so that other benches can refuse them; ``value`` has defaults.
     """
 
     # fmt: off
     names: tuple[str, ...] = option("NAME", (), complete=NAMES, metavar="NAME...", default_text="",
-        help=f"What to measure: {', '.join(NAMES)}.")
+        help=f"Benches to run: {', '.join(NAMES)}.")
     networks: str | None = option("--networks", None, complete="model", metavar="full|NAME|FOLDER",
         default_text="puppet (cost, card: full)",
         help="full: the released shapes with random weights; else a catalogue name or model folder.")
@@ -52,24 +52,24 @@ class BenchConfig:
     frames: int | None = option("--frames", None, metavar="T", ge=1, default_text=_EACH, help="Frames.")
     steps: int | None = option("--steps", None, metavar="N", ge=1, default_text=_EACH, help="Denoising steps.")
     pairs: int | None = option("--pairs", None, metavar="N", ge=1, default_text="7",
-        help="Rounds of each comparison, by turns.")
-    variants: tuple[str, ...] = option("--variant", (), complete=VARIANTS, metavar="WAY",
+        help="Rounds of each comparison; variants alternate.")
+    variants: tuple[str, ...] = option("--variant", (), complete=VARIANTS, metavar="VARIANT",
         default_text="all but compiled",
-        help="A way of unet or vae to compare with the plain one (may be repeated): prepared, batched, channels-last, "
+        help="unet, vae: a variant to compare with the plain call (may be repeated): prepared, batched, channels-last, "
         "compiled, 'chunks of 4', 'chunks of 1'.")
     face: int | None = option("--face", None, metavar="PIXELS", ge=8, default_text="the drawn face; 128 in cost",
-        help="hjb, cost: a side of the face.")
+        help="hjb, cost: side of the face.")
     iterations: int | None = option("--refine-iters", None, metavar="K", ge=1, default_text="3",
         help="hjb, compare: iterations per step.")
     margin: int | None = option("--margin", None, metavar="LATENTS", ge=0, default_text="8",
-        help="hjb: latents round the face in a crop.")
+        help="hjb: latents around the face in a crop.")
     video: Path | None = option("--video", None, metavar="FILE", default_text="a drawn figure",
         help="preprocess: a video.")
     against: Path | None = option("--against", None, metavar="FOLDER",
         help="compare, card: a clone of the reference implementation. Its code is run, in a process of its own.")
-    python: Path | None = option("--python", None, metavar="FILE", default_text="the one that runs sa",
-        help="compare, card: the interpreter that runs the clone.")
-    baseline: Path | None = option("--baseline", None, metavar="FILE.json", default_text="those that come with sa",
+    python: Path | None = option("--python", None, metavar="FILE", default_text="that of sa",
+        help="compare, card: Python interpreter that runs the clone.")
+    baseline: Path | None = option("--baseline", None, metavar="FILE.json", default_text="those of the package",
         help="gate: recorded counters.")
     accept: bool = option("--accept", False,
         help="gate: record the counters found. card: add the card to your own table, from which --card takes times.")
@@ -87,7 +87,7 @@ class BenchConfig:
     clips: int | None = option("--clips", None, metavar="N", ge=1, default_text="8",
         help="frontier: further videos that measure them.")
     work: Path | None = option("--work", None, metavar="DIR", default_text="frontier",
-        help="frontier: folder of what was measured; the same command resumes it.")
+        help="frontier: folder of the measurements; the same command resumes them.")
     plot: Path | None = option("--plot", None, metavar="FILE.pdf|png",
         help="frontier: also draw quality against calls. Needs matplotlib.")
     device: str = device_option(None)
@@ -108,7 +108,7 @@ class BenchConfig:
             raise ConfigError("--size", size, f"sides that are multiples of {STRIDE}, {MIN_SIDE} or more")
         if "card" in self.names and self.names != ("card",):
             raise ConfigError(
-                "NAME", " ".join(self.names), "card alone: it has minutes of its own", hint="sa bench card"
+                "NAME", " ".join(self.names), "card alone: it has a time budget of its own", hint="sa bench card"
             )
         if "card" in self.names:
             given = (

@@ -14,7 +14,7 @@ from stableanimator_cli.errors import ConfigError
 PUBLISHED_BENCHES = ("tiktok", "unseen100")
 """Benches of the paper's Table 1."""
 DATASETS = (*PUBLISHED_BENCHES, "ubc-fashion", "ted")
-"""Benches whose videos lie below ``data``."""
+"""Benches whose videos are stored below ``data``."""
 _NUMBERS = re.compile(r"\s*\d{1,9}(\s*,\s*\d{1,9})*\s*")
 
 
@@ -77,7 +77,7 @@ class EvaluateConfig:
         help="disco256: central square at 256x256, numbers as published tables have them; native: as the videos are.")
     truncate: bool = option("--truncate", False,
         help="Leave out frames without a counterpart and list them; otherwise they are an error.")
-    reference_picture: Path | None = option("--reference-picture", None, metavar="PICTURE|DIR",
+    reference_picture: Path | None = option("--reference-picture", None, metavar="IMAGE|DIR",
         default_text="frame 0 of REFERENCE",
         help="Image that was animated, or a folder with one per video, for CSIM, CLIP-I and DINO.")
     poses: Path | None = option("--poses", None, metavar="MOTION|DIR",
@@ -113,8 +113,8 @@ class EvaluateConfig:
         help="Videos of other systems, one folder per system with the names of ours: scored alike, and compared with "
         "ours video by video.")
     face_paste: bool = option("--face-paste", False,
-        help="Compare also with ours with the face of the reference picture pasted onto every frame, as one more "
-        "system, in animated/face-paste/. Needs --reference-picture or --bench.")
+        help="Add a system to the comparison: our videos with the reference image's face pasted onto every frame, in "
+        "animated/face-paste/. Needs --reference-picture or --bench.")
     ablation: Literal["table2", "table3", "table4", "table5"] | None = option("--ablation", None, panel=BENCH,
         default_text="none; the bench is puppet", help="Score the variants of one table of the paper on --bench.")
     variants: Path | None = option("--variants", None, metavar="DIR", panel=BENCH,
@@ -161,7 +161,7 @@ class EvaluateConfig:
         if task is None and len(self.inputs) != 2 and not self.without_target:
             raise ConfigError(
                 "PREDICTED REFERENCE", " ".join(map(str, self.inputs)) or None, "two files or folders of videos",
-                hint="give the generated videos and their ground truth, --reference-picture PICTURE beside one input "
+                hint="give the generated videos and their ground truth, --reference-picture IMAGE beside one input "
                 "to score it without, or --bench puppet",
             )  # fmt: skip
         if self.without_target and self.truncate:
@@ -191,7 +191,7 @@ class EvaluateConfig:
                 if value is not None:
                     raise ConfigError(name, str(value), f"nothing beside {task}")
         if self.face_paste and task is None and self.reference_picture is None:
-            raise ConfigError("--face-paste", "on", "--reference-picture PICTURE|DIR, whose faces are pasted")
+            raise ConfigError("--face-paste", "on", "--reference-picture IMAGE|DIR, whose faces are pasted")
         if self.strips is None and self.strip_videos is not None:
             raise ConfigError("--strip-videos", _dump_rule(self.strip_videos), "--strips N, which writes them")
         if self.strips is not None and task in ("--study", "--tally"):
@@ -224,7 +224,7 @@ class EvaluateConfig:
 
     @property
     def system_name(self) -> str:
-        """What figures call the scored videos: the name of their folder or file."""
+        """Name of the scored videos in figures: that of their folder or file."""
         path = self.inputs[0].resolve() if self.inputs else Path("ours")
         return path.stem if path.is_file() else path.name or "ours"
 

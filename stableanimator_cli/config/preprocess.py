@@ -1,4 +1,4 @@
-"""What a run of ``sa preprocess`` is asked to do. See ``config`` for how flags, file and defaults are merged."""
+"""Options of ``sa preprocess``. See ``config.schema`` for how flags, file and defaults are merged."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class PreprocessConfig:
     align: Align = option("--align", "none", panel=PEOPLE,
         help="Fit the motion to the person in --reference: as in the reference implementation, by scale and shift, "
         "with that body's limb lengths, or by rotation too.")
-    reference: Path | None = option("--reference", None, metavar="PICTURE", panel=PEOPLE, default_text="none",
+    reference: Path | None = option("--reference", None, metavar="IMAGE", panel=PEOPLE, default_text="none",
         help="Image that will be animated. The misalignment of the motion is reported.")
     smooth: float = option("--smooth", 0.0, metavar="FRAMES", ge=0, le=1000, panel=PEOPLE,
         help="Width of temporal smoothing of keypoints; 0 for none.")
@@ -109,7 +109,7 @@ class PreprocessConfig:
     preview: bool = option("--preview", False,
         help="With --poses: also write OUT.preview.png, the motion over the --reference image, else over black.")
     lint: bool = option("--lint", False,
-        help="Only look over the dataset INPUT; exit code 8 if training would break.")
+        help="Only check the dataset INPUT; exit code 8 if training would fail on it.")
     workers: int = option("--workers", 1, metavar="N", ge=1, le=256, panel=MANY, help="Processes on this machine.")
     shard: Shard | None = option("--shard", None, parse=parse_shard, dump=_dump_shard, metavar="I/N", panel=MANY,
         default_text="all", help="Only part I (from 0) of N of the list, for several machines with one -o.")
@@ -129,9 +129,9 @@ class PreprocessConfig:
         self._check_pairs()
 
     def _check_pairs(self) -> None:
-        """What makes sense only together, or only apart."""
+        """Check options that require or exclude one another."""
         if self.align != "none" and self.reference is None:
-            raise ConfigError("--align", self.align, "a --reference PICTURE to align to")
+            raise ConfigError("--align", self.align, "a --reference IMAGE to align to")
         if self.ray is not None and self.workers > 1:
             raise ConfigError("--workers", self.workers, "no --workers with --ray", hint="the cluster decides how many")
         if self.preview and self.poses is None:
@@ -140,7 +140,7 @@ class PreprocessConfig:
             raise ConfigError("--poses", str(self.poses), "a name ending in .mp4 or .mov", hint="-o writes other forms")
 
     @property
-    def who(self) -> str:
+    def selected_person(self) -> str:
         """Person whose motion is extracted: ``largest`` by default."""
         return self.person or "largest"
 
@@ -148,7 +148,7 @@ class PreprocessConfig:
         """Settings that determine a clip; if one changes, clips are written again."""
         return {
             "layout": self.layout,
-            "person": self.who,
+            "person": self.selected_person,
             "smooth": self.smooth,
             "gap": self.gap,
             "every": self.every,

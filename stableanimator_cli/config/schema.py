@@ -1,6 +1,6 @@
 """Config classes: frozen dataclasses from flags, TOML and a model's defaults, and back to TOML.
 
-A field made with :func:`option` knows the flag that sets it. Every error names the flag, or the file and the key.
+A field made with :func:`option` records the flag that sets it. Every error names the flag, or the file and the key.
 Written by hand on the standard library alone: the shell's completion imports this module at each TAB.
 """
 
@@ -26,14 +26,14 @@ C = TypeVar("C")
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class SourcedValue:
     """One value for a config, and its source for errors (``--steps``, ``run.toml: sampling.steps``)."""
 
     value: Any
     label: str
 
 
-Settings = dict[tuple[str, ...], Setting]
+SourcedValues = dict[tuple[str, ...], SourcedValue]
 
 
 def option(
@@ -250,8 +250,8 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def _from_tables(cls: type, mapping: Mapping[str, Any], source: str, path: tuple[str, ...] = ()) -> Settings:
-    found: Settings = {}
+def _from_tables(cls: type, mapping: Mapping[str, Any], source: str, path: tuple[str, ...] = ()) -> SourcedValues:
+    found: SourcedValues = {}
     hints, fields = _hints(cls), _fields_by_key(cls)
     for key, value in mapping.items():
         dotted = ".".join((*path, key))
@@ -261,7 +261,7 @@ def _from_tables(cls: type, mapping: Mapping[str, Any], source: str, path: tuple
             raise ConfigError(label, key, f"one of the keys {', '.join(hints)}", hint=near)
         name = fields[key].name
         if not dataclasses.is_dataclass(hints[name]):
-            found[*path, name] = Setting(value, label)
+            found[*path, name] = SourcedValue(value, label)
         elif isinstance(value, Mapping):
             found |= _from_tables(hints[name], value, source, (*path, name))
         else:
@@ -295,21 +295,21 @@ def _names(cls: type) -> dict[str, tuple[tuple[str, ...], str]]:
     return names
 
 
-def _from_names(cls: type, values: Mapping[str, Any], source: str | None) -> Settings:
+def _from_names(cls: type, values: Mapping[str, Any], source: str | None) -> SourcedValues:
     """Settings keyed by option name. ``source`` None: values from the command line."""
     names = _names(cls)
-    found: Settings = {}
+    found: SourcedValues = {}
     for name, value in values.items():
         if name not in names:
             label = f"{source}: {name}" if source else f"--{name.replace('_', '-')}"
             near = did_you_mean(name, names)
             raise ConfigError(label, name, "an option" if near else f"one of {', '.join(names)}", hint=near)
         path, flag = names[name]
-        found[path] = Setting(value, f"{source}: {name}" if source else flag)
+        found[path] = SourcedValue(value, f"{source}: {name}" if source else flag)
     return found
 
 
-def _build(cls: type[C], settings: Settings, path: tuple[str, ...] = ()) -> C:
+def _build(cls: type[C], settings: SourcedValues, path: tuple[str, ...] = ()) -> C:
     values: dict[str, Any] = {}
     labels: dict[str, str] = {}
     for item in dataclasses.fields(typing.cast(Any, cls)):

@@ -87,10 +87,10 @@ class StageConfig:
         help="Passes over the clips, instead of --steps.")
     sizes: tuple[Size, ...] | None = option("--sizes", None, parse=parse_sizes, dump=_dump_sizes, metavar="WxH,...",
         panel=STAGES, default_text="the model's own",
-        help="Sizes in pixels, as 512x512,576x1024. A clip is trained at the size nearest in shape.")
+        help="Sizes in pixels, as 512x512,576x1024. A clip is trained at the size with the nearest aspect ratio.")
     frames: int = option("--frames", 16, metavar="N", ge=1, le=1024, panel=STAGES, help="Frames per sample.")
     batch: int = option("--batch", 1, metavar="N", ge=1, le=65536, panel=STAGES,
-        help="Samples per step, all processes together.")
+        help="Samples per step, over all processes.")
     lr: float = option("--lr", 1e-5, formerly="rate", old_flag="--rate", metavar="LR", gt=0, panel=STAGES,
         help="Learning rate.")
     warmup: int = option("--warmup", 500, metavar="STEPS", ge=0, panel=STAGES,
@@ -108,7 +108,7 @@ class StageConfig:
         require(named, "stage.name", self.name, "letters, digits, '-', '_' and '.'")
         require(self.steps is None or self.epochs is None, "--epochs", self.epochs, "--steps or --epochs alone")
         if self.image_only:
-            require(self.frames == 1, "--frames", self.frames, "1 where image_only is set")
+            require(self.frames == 1, "--frames", self.frames, "1 if image_only is set")
 
 
 def parse_stages(value: Any, label: str = "stage") -> tuple[StageConfig, ...]:
@@ -130,24 +130,24 @@ class LossConfig:
 
     ``sigma``: upstream's interpolated cosine, log-normal with ``sigma_mean`` and ``sigma_std`` of its logarithm, or
     uniformly drawn timesteps.
-    ``reference_degrade``: fraction of samples whose reference has noise in the place of the face, so that identity must
+    ``reference_degrade``: fraction of samples whose reference has noise in place of the face, so that identity must
     come from the face embedding.
     """
 
     # fmt: off
     face_mask: Literal["released", "paper", "off"] = option("--face-mask", "released", panel=LOSS,
-        help="Weight of faces in the loss: 1+M, (1+M)^2, or as everything else.")
+        help="Weight of faces in the loss: 1+M as in the released code, (1+M)^2 as in the paper, or off: 1.")
     sigma: Literal["cosine", "lognormal", "timesteps"] = option("--sigma", "cosine", panel=LOSS,
         help="Distribution of noise levels; the backbone magic has its timesteps only.")
     sigma_mean: float = option("loss.sigma_mean", 0.7)
     sigma_std: float = option("loss.sigma_std", 1.6, formerly="sigma_deviation", gt=0)
     dropout: Literal["released", "full"] = option("--dropout", "released", panel=LOSS,
-        help="What is left out at random; full drops pose and face too.")
+        help="Conditioning inputs dropped at random: those of the released code, or with full also pose and face.")
     dropout_prob: float = option("loss.dropout_prob", 0.1, formerly="dropout_share", ge=0, le=1 / 3)
     noise_aug: float = option("--noise-aug", 0.02, metavar="SIGMA", ge=0, panel=SAMPLING, model_default=True, le=10,
-        help="Standard deviation of noise on the reference picture.")
-    reference_degrade: float = option("--reference-degrade", 0.0, metavar="SHARE", ge=0, le=1, panel=LOSS,
-        help="Share of samples whose reference loses its face.")
+        help="Standard deviation of the noise on the reference image.")
+    reference_degrade: float = option("--reference-degrade", 0.0, metavar="FRACTION", ge=0, le=1, panel=LOSS,
+        help="Fraction of samples whose reference has noise in place of the face.")
     fps: int = option("loss.fps", 7, ge=1, le=1000)
     motion_bucket: float = option("--motion-bucket", 127.0, metavar="ID", ge=0, panel=SAMPLING, model_default=True,
         le=10**4,
@@ -164,10 +164,10 @@ class AblationConfig:
 
     # fmt: off
     face_encoder: Literal["on", "off"] = option("--face-encoder", "on", panel=ABLATIONS, model_default=True,
-        help="off: the identity vector reaches the adapters unfused.")
+        help="off: the face embedding is projected, but not fused with the image.")
     id_adapter: Literal["distribution", "addition", "norm", "off"] = option("--id-adapter", "distribution",
-        panel=ABLATIONS, model_default=True, help="How the face is joined.")
-    face: Literal["on", "off"] = option("--face", "on", panel=ABLATIONS, help="off: no face tokens at all.")
+        panel=ABLATIONS, model_default=True, help="How face and image features are combined.")
+    face: Literal["on", "off"] = option("--face", "on", panel=ABLATIONS, help="off: no face tokens.")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -187,16 +187,16 @@ class MemoryConfig:
     checkpointing: Literal["off", "blocks", "diffusers"] = option("--checkpointing", "blocks", panel=MEMORY,
         help="Activations that are recomputed instead of stored.")
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto", panel=DEVICE,
-        help="What is computed in; weights that learn stay float32.")
+        help="Floating-point type of the computation; trained weights are float32.")
     micro_batch: int | None = option("--micro-batch", None, formerly="micro", metavar="N", ge=1, panel=MEMORY,
-        default_text="all", help="Samples that go through the networks at once; gradients add up to the batch.")
+        default_text="all", help="Samples computed at once; their gradients are accumulated.")
     lora_rank: int = option("--lora-rank", 16, metavar="N", ge=1, panel=MEMORY, le=1024,
         help="Rank with --train lora.")
     max_memory: int | None = option("--max-memory", None, parse=parse_bytes, formerly="fit", old_flag="--fit",
         metavar="24GB", panel=MEMORY, default_text="as given",
-        help="Choose checkpointing and micro-batch so that the plan fits into so much memory.")
+        help="Choose checkpointing and micro-batch so that the predicted memory stays below this.")
     sharding: Literal["off", "full"] = option("--sharding", "off", panel=MEMORY,
-        help="full: each process of torchrun holds a piece of weights, gradients and moments.")
+        help="full: each process of torchrun holds a part of weights, gradients and moments (FSDP).")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -218,11 +218,11 @@ class OptimizerConfig:
     weight_decay: float = option("optimizer.weight_decay", 1e-2, formerly="decay", ge=0, le=1)
     epsilon: float = option("optimizer.epsilon", 1e-8, gt=0)
     max_grad_norm: float = option("--clip-norm", 1.0, formerly="clip", metavar="NORM", ge=0, panel=STAGES,
-        help="Largest gradient norm; 0 for no limit.")
-    ema: float = option("--ema", 0.0, metavar="KEEP", ge=0, le=1, panel=STAGES, lt=1,
-        help="Share that the moving average of the weights keeps a step; 0 for none.")
+        help="Maximum gradient norm; 0 for no limit.")
+    ema: float = option("--ema", 0.0, metavar="DECAY", ge=0, le=1, panel=STAGES, lt=1,
+        help="Decay per step of the moving average of the weights; 0 for none.")
     loss_spike_factor: float = option("--spike", 50.0, formerly="spike", metavar="FACTOR", ge=0, panel=CHECKPOINTS,
-        help="Stop where a loss is so many times the median of late; 0 for never.")
+        help="Stop if a loss exceeds the running median by this factor; 0 for never.")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -241,11 +241,11 @@ class SavingConfig:
 
     # fmt: off
     every: int = option("--save-every", 500, metavar="STEPS", ge=1, panel=CHECKPOINTS,
-        help="Steps between two checkpoints.")
+        help="Steps between checkpoints.")
     keep: int = option("--keep", 3, metavar="N", ge=1, panel=CHECKPOINTS,
-        help="Checkpoints that stay, besides the best.")
+        help="Number of last checkpoints to keep, beside the best one.")
     weights: Literal["float16", "float32"] = option("--weights", "float32", panel=CHECKPOINTS,
-        help="Type of a checkpoint's weights.")
+        help="Floating-point type of the trained weights in a checkpoint.")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -259,11 +259,11 @@ class ValidationConfig:
     # fmt: off
     of: tuple[Path, ...] | None = option("--validate", None, parse=parse_inputs, dump=dump_paths, metavar="DATASET",
         panel=CHECKPOINTS, default_text="none",
-        help="Held-out clips to animate now and then; may be given several times.")
+        help="Held-out clips to animate and score during training; may be given several times.")
     every: int = option("--validate-every", 1000, metavar="STEPS", ge=1, panel=CHECKPOINTS,
-        help="Steps between two validations.")
+        help="Steps between validations.")
     clips: int = option("--validate-clips", 2, metavar="N", ge=1, le=64, panel=CHECKPOINTS,
-        help="How many of the clips.")
+        help="Number of clips per validation.")
     frames: int = option("--validate-frames", 8, metavar="N", ge=1, le=1024, panel=CHECKPOINTS,
         help="Frames per validation video.")
     steps: int = option("--validate-steps", 8, metavar="N", ge=1, le=1000, panel=CHECKPOINTS,
@@ -278,22 +278,23 @@ class ValidationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """How clips become samples. ``reference``: see ``train.sampling``. ``cache`` None reads existing caches."""
+    """Sampling of clips. ``reference``: see ``train.sampling``. ``cache`` None reads existing caches."""
 
     # fmt: off
     stride: int = option("--stride", 4, metavar="N", ge=1, panel=DATA, le=1000,
-        help="Frames between two of a sample.")
+        help="Distance between the frames of a sample, in frames of the clip.")
     reference: Literal["unchosen", "outside", "any", "first"] = option("--reference-from", "unchosen", panel=DATA,
-        help="The reference: none of the sample's frames, outside of their span, any, or the clip's first frame.")
+        help="Reference frame. unchosen: none of the sample's frames; outside: outside of their span; any: any frame; "
+        "first: the first of the clip.")
     people: int = option("--people", 1, metavar="N", ge=1, le=16, panel=DATA,
-        help="People of a clip with a face vector and a region of their own; 1: the largest, for the whole frame.")
+        help="People per clip with a face vector and a region of their own; 1: the largest, for the full frame.")
     resize: Literal["stretch", "crop", "pad"] = option("--resize", "stretch", panel=DATA,
-        help="How frames of another shape are fitted to the size.")
-    cache: str | None = option("--cache", None, metavar="KINDS", panel=DATA, default_text="what is there",
-        help="Encode frames once and keep the answers: latents,embeddings; off reads none.")
+        help="How frames of another aspect ratio are fitted to the size.")
+    cache: str | None = option("--cache", None, metavar="KINDS", panel=DATA, default_text="existing caches are read",
+        help="Encode each frame once and store the results: latents,embeddings; off ignores existing caches.")
     ram_mb: int = option("data.ram_mb", 2048, ge=0)
     workers: int = option("--workers", 2, metavar="N", ge=0, le=256, panel=DATA,
-        help="Threads that load ahead; 0 for none.")
+        help="Threads that load batches ahead; 0 for none.")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -325,21 +326,21 @@ class TrainConfig:
     dataset: tuple[Path, ...] = option("DATASET", parse=parse_inputs, dump=dump_paths, metavar="DATASET...",
         help="Folders of sa preprocess, clip folders, or rec|vec with path lists.")
     output: Path = option("--output", short="-o", metavar="RUN",
-        help="The folder of the run; with --export where to write to.")
+        help="Folder of the run; with --export the folder to write.")
     model: str | None = model_option()
     backbone: Trained | None = option("--backbone", None, default_text="the model's",
         help="Backbone: svd, or magic (Stable Diffusion with AnimateDiff), from a folder of these or with "
         "--from-scratch unet.")
     preset: Preset | None = option("--preset", None, default_text="none",
-        help="A recipe: stages and settings; --config and flags win over it.")
+        help="Stages and settings to start from; --config and flags override them.")
     from_scratch: tuple[str, ...] | None = option("--from-scratch", None, parse=parse_roles, dump=",".join,
         metavar="ROLES", default_text="none",
-        help="Networks that begin with random weights: some of unet,pose_net,face_encoder.")
+        help="Networks that start with random weights: some of unet,pose_net,face_encoder.")
     seed: int = option("--seed", 0, metavar="N", ge=0, le=2**63 - 1, panel=SAMPLING,
         help="Seed of random weights, the order of clips and the noise; the same seed gives the same weights.")
     device: str = device_option()
     track: Literal["none", "tensorboard"] = option("--track", "none", panel=OUTPUT,
-        help="Another place for the curves.")
+        help="Also write the curves for TensorBoard.")
     stage: tuple[StageConfig, ...] | None = option("stage", None, parse=parse_stages)
     steps: int | None = _for_all_stages("steps")
     epochs: float | None = _for_all_stages("epochs")
@@ -378,7 +379,7 @@ class TrainConfig:
         stages = [replace(stage, **given) for stage in self.stage or (StageConfig(),)]
         for index, stage in enumerate(stages):
             if stage.steps is None and stage.epochs is None:
-                hint = "add --steps N, or choose a recipe: --preset finetune-24gb"
+                hint = "add --steps N, or choose a preset: --preset finetune-24gb"
                 raise ConfigError("--steps", None, f"--steps or --epochs for stage {stage.name!r}", hint=hint)
             stages[index] = stage if stage.sizes is not None else replace(stage, sizes=(size,))
         kinds = {stage.train == "lora" for stage in stages}

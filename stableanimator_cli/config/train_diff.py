@@ -24,7 +24,7 @@ ALLOWED_ON_RESUME = (
 """Settings that may change on resume: they do not affect the result. Of ``dataset``, the place may: a digest of its
 clips is compared."""
 EARLIER_DATA = {"people": 1}
-"""What runs did before an option of ``data`` existed."""
+"""Values of options of ``data`` in runs before these options existed."""
 
 
 def with_current_names(tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.motion.keypoints import bounding_box, face_box
 from stableanimator_cli.motion.motion_file import check_times
 from stableanimator_cli.motion.repair import GAP, Repairs, repair
-from stableanimator_cli.motion.track import Largest, Person, Tracker, Tracks, assign, match_faces, select
+from stableanimator_cli.motion.track import Largest, PersonSelector, Tracker, Tracks, assign, match_faces, select
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import ChannelOrder, Clip, Face, ModelFolder, Motion
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 
 
-_STRANGER = 3  # frames: a person detected in fewer is a false positive, unless the clip is that short
+_MIN_FRAMES = 3  # frames: a person detected in fewer is a false positive, unless the clip is that short
 _APART = 0.33  # of a face's width: the minimum distance of the eyes of a frontal face
 
 
 class Watcher(Protocol):
     """Gets each batch once: frames uint8 RGB [h,w,3] and the people's boxes float32[p,5] of each."""
 
-    def see(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> None: ...
+    def add_batch(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +98,11 @@ class CaptureOptions:
     """``person``: see ``motion.track.select``. ``every``: people are detected in every k-th frame and their boxes
     interpolated between. ``gap`` and ``smooth``: see ``motion.repair.repair``.
 
-    ``frames``: a half-open range that matters. The largest people are those of these frames, and detection ends behind
-    them, once no later frame can change the number of a person seen by then.
+    ``frames``: the half-open range that is used. The largest people are those of these frames, and detection ends after
+    them, as soon as no later frame can change the number of a person detected by then.
     """
 
-    person: Person = "largest"
+    person: PersonSelector = "largest"
     every: int = 1
     gap: int = GAP
     smooth: float = 0.0
@@ -138,7 +138,7 @@ def extract_motion(
     Raises ``NoPerson`` with the file if no frame shows a person, ``BadInput`` with file and frame for damaged video.
     """
     options, reporter = options or CaptureOptions(), reporter or NullReporter()
-    seen, stop, batch = _Seen(), options.frames[1], batch_of(options.every)
+    seen, stop, batch = _Detections(), options.frames[1], batch_of(options.every)
     total = clip.count if stop is None or clip.count is None else min(-(-stop // batch) * batch, clip.count)
     with (
         ThreadPoolExecutor(1) as beside,
@@ -151,9 +151,9 @@ def extract_motion(
             points = detectors.points.estimate(frames, boxes)
             seen.add(times, boxes, points, faces.result())
             for watcher in watchers:
-                watcher.see(frames, boxes)
+                watcher.add_batch(frames, boxes)
             bar.update(len(frames))
-            if stop is not None and len(seen.times) >= stop and seen.tracker.settled(minimum=_STRANGER):
+            if stop is not None and len(seen.times) >= stop and seen.tracker.settled(minimum=_MIN_FRAMES):
                 break
     return seen.capture(clip, options, detectors.channel_order)
 
@@ -172,7 +172,7 @@ def batch_of(every: int) -> int:
     return every * max(1, round(BATCH / every))
 
 
-class _Seen:
+class _Detections:
     """Detections of all frames so far, without pixels."""
 
     def __init__(self) -> None:
@@ -202,10 +202,10 @@ class _Seen:
                 hint="use a video that shows the whole person, or lower --detect-threshold",
             )
         face_indices = self.face_indices
-        tracks = self.tracker.tracks(minimum=min(_STRANGER, len(counts)))
+        tracks = self.tracker.tracks(minimum=min(_MIN_FRAMES, len(counts)))
         if not tracks.present.any():
             tracks = self.tracker.tracks()
-        strangers = int(counts.sum() - tracks.present.sum())
+        discarded = int(counts.sum() - tracks.present.sum())
         if options.person == "largest" or isinstance(options.person, Largest):
             count = options.person.count if isinstance(options.person, Largest) else 1
             tracks = _largest(tracks, count, options.frames)
@@ -221,7 +221,7 @@ class _Seen:
             faces=self._table(tracks, face_indices, motion, order),
             repairs=repairs,
             found=counts,
-            discarded_detections=strangers,
+            discarded_detections=discarded,
         )
 
     def _clock(self) -> tuple[Fraction, ...] | None:
@@ -243,20 +243,20 @@ class _Seen:
         return boxes
 
     def _table(self, tracks: Tracks, face_indices: list[np.ndarray], motion: Motion, order: ChannelOrder) -> FaceTable:
-        place = {int(number): p for p, number in enumerate(motion.track)}
+        index_of = {int(number): p for p, number in enumerate(motion.track)}
         rows = []
         for t, faces in enumerate(self.faces):
-            whose = {
-                int(face_indices[t][tracks.source[t, p]]): place.get(int(tracks.track[p]), -1)
+            person_of = {
+                int(face_indices[t][tracks.source[t, p]]): index_of.get(int(tracks.track[p]), -1)
                 for p in np.flatnonzero(tracks.present[t])
             }
-            rows += [(t, whose.get(index, -1), face) for index, face in enumerate(faces)]
+            rows += [(t, person_of.get(index, -1), face) for index, face in enumerate(faces)]
         return FaceTable.of(rows, order)
 
 
 def _largest(tracks: Tracks, count: int, frames: tuple[int, int | None]) -> Tracks:
-    """Only the largest people in these frames (``motion.track.largest_people``), computed person by person: arrays of a
-    crowd in a long video are large, and later steps copy them. Of all frames if these show no person."""
+    """The ``count`` largest people in these frames (``motion.track.largest_people``), or in all frames if these show no
+    person. It is computed person by person, since the arrays of a crowd in a long video are large."""
     rows = slice(*frames) if tracks.present[slice(*frames)].any() else slice(None)
     areas = []
     for person in range(tracks.present.shape[1]):
@@ -274,7 +274,7 @@ def _largest(tracks: Tracks, count: int, frames: tuple[int, int | None]) -> Trac
     )
 
 
-def _selected(motion: Motion, person: Person, clip: Clip) -> Motion:
+def _selected(motion: Motion, person: PersonSelector, clip: Clip) -> Motion:
     try:
         return select(motion, person)
     except NoPerson as error:
@@ -312,11 +312,11 @@ def _faces(reader: FaceReader | None, frames: Sequence[np.ndarray]) -> list[tupl
 
 def _boxes(people: PersonDetector, frames: Sequence[np.ndarray], every: int) -> list[np.ndarray]:
     """Boxes float32[p,5] of each frame: detected in every ``every``-th and the last, interpolated between."""
-    looked = sorted({*range(0, len(frames), every), len(frames) - 1})
-    found = people.detect([frames[index] for index in looked])
+    keyframes = sorted({*range(0, len(frames), every), len(frames) - 1})
+    found = people.detect([frames[index] for index in keyframes])
     boxes = [found[0]]
     for (start, before), (stop, after) in zip(
-        zip(looked, found, strict=True), zip(looked[1:], found[1:], strict=True), strict=False
+        zip(keyframes, found, strict=True), zip(keyframes[1:], found[1:], strict=True), strict=False
     ):
         boxes += [_between(before, after, (index - start) / (stop - start)) for index in range(start + 1, stop)]
         boxes.append(after)

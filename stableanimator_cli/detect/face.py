@@ -22,7 +22,7 @@ from insightface.utils.face_align import arcface_dst
 from skimage.transform import SimilarityTransform
 
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.detect.frames import checked, pad_short_side
+from stableanimator_cli.detect.frames import check_image, pad_short_side
 from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.files import require_file
 from stableanimator_cli.host_memory import trim
@@ -105,7 +105,7 @@ class FaceReader:
         return onnx.together(where)
 
     def _read(self, image: np.ndarray, *, recognise: bool) -> tuple[Face, ...]:
-        h, w = checked(image).shape[:2]
+        h, w = check_image(image).shape[:2]
         pixels = image[..., ::-1] if self.channel_order == "bgr" else image
         pixels = pad_short_side(np.ascontiguousarray(pixels), min(DETECTION_SIZE))
         rows, landmarks = self._detector.detect(pixels)
@@ -113,7 +113,7 @@ class FaceReader:
         for row, points in zip(rows, landmarks, strict=True):
             box = np.clip(row[:4], 0, (w, h, w, h)).astype(np.float32)
             if box[2] <= box[0] or box[3] <= box[1]:
-                continue  # wholly beside the picture: nothing of it can be shown or masked
+                continue  # outside the image: nothing of it can be shown or masked
             embedding = self._embed(pixels, points) if recognise else None
             points = np.array(points, dtype=np.float32)
             found.append(Face(box=box, landmarks=points, score=float(row[4]), embedding=embedding))
@@ -124,21 +124,21 @@ class FaceReader:
         aligned = align(pixels, landmarks, side)
         if aligned is None:
             return None
-        # One face a run: a vector does not depend on who else is in the picture, to the last bit.
+        # One face per run: to the last bit, a vector must not depend on the other faces in the image.
         return np.array(self._recogniser.get_feat(aligned), dtype=np.float32).reshape(-1)
 
 
 def align(pixels: np.ndarray, landmarks: np.ndarray, side: int = 112) -> np.ndarray | None:
-    """The face turned and scaled onto ArcFace's template: uint8 [side,side,3], or None where the landmarks float[5,2]
-    span nothing. Least squares over rotation, scale and shift (Umeyama 1991); outside the picture it is black.
+    """The face rotated and scaled onto ArcFace's template: uint8 [side,side,3], None if the landmarks float[5,2]
+    coincide. Least squares over rotation, scale and shift (Umeyama 1991); black outside the image.
     """
     fit = onto_template(landmarks, side)
     return None if fit is None else cv2.warpAffine(pixels, fit[:2], (side, side), borderValue=0.0)
 
 
 def onto_template(landmarks: np.ndarray, side: int = 112) -> np.ndarray | None:
-    """Pixels -> ArcFace's template (Deng et al., 2019) of ``side`` pixels, a 3x3 matrix; None where the landmarks
-    float[5,2] span nothing."""
+    """The 3x3 matrix from pixels to ArcFace's template (Deng et al., 2019) of ``side`` pixels; None if the landmarks
+    float[5,2] coincide."""
     unit, margin = (side / 112, 0.0) if side % 112 == 0 else (side / 128, 8.0)
     template = (arcface_dst + np.array([margin, 0.0], dtype=np.float32)) * unit
     if not np.isfinite(landmarks).all() or np.ptp(landmarks, axis=0).max() < 1e-3:
@@ -150,8 +150,8 @@ def onto_template(landmarks: np.ndarray, side: int = 112) -> np.ndarray | None:
 def model_folder(folder: Path | str) -> Path:
     """The absolute folder that holds the ONNX files.
 
-    Goes one level down where the folder holds none itself but exactly one folder in it does: ``antelopev2.zip``
-    unpacks to ``antelopev2/antelopev2``. Raises ``ModelMissing`` where there is no folder or no ONNX file.
+    It may be the only folder with ONNX files in ``folder``: ``antelopev2.zip`` unpacks to ``antelopev2/antelopev2``.
+    Raises ``ModelMissing`` if there is no folder or no ONNX file.
     """
     folder = Path(folder).expanduser().resolve()
     if not folder.is_dir():
@@ -175,8 +175,8 @@ def model_folder(folder: Path | str) -> Path:
 def load_embedding(path: Path | str) -> np.ndarray:
     """An identity vector float32[512] from a NumPy file of shape (512,) or (1, 512).
 
-    Raises ``BadInput`` where the file is not there, is not NumPy's, holds objects (they would be code), or holds what
-    no recogniser gives: another shape, no floats, NaN or infinity, all zeros.
+    Raises ``BadInput`` if the file is missing, is not NumPy's, holds objects (they would be code), or holds an array
+    that no recogniser returns: another shape, no floats, NaN or infinity, all zeros.
     """
     path, expected = Path(path), f"one float vector of {WIDTH} numbers (.npy)"
     hint = "write it with: numpy.save(path, embedding.astype('float32'))"
@@ -191,7 +191,7 @@ def load_embedding(path: Path | str) -> np.ndarray:
         count = int((~np.isfinite(vector)).sum())
         raise BadInput(path, f"{count} of {WIDTH} numbers that are not finite", expected, hint=hint)
     if not np.any(vector):
-        raise BadInput(path, "zeros only, the mark of a face that was not found", expected, hint="use another picture")
+        raise BadInput(path, "zeros only, the mark of a face that was not found", expected, hint="use another image")
     return vector
 
 
@@ -206,29 +206,29 @@ def _open(folder: Path, device: str, threads: int | None, threshold: float, aren
                 allowed_modules=["detection", "recognition"],
                 providers=providers,
                 sess_options=options,
-                static_shape_sessions=False,  # a second copy of the detector for one size is no gain
+                static_shape_sessions=False,  # a second copy of the detector for one size saves nothing
             )
             # A negative ctx_id would move the sessions to the CPU whatever providers they were given.
             analysis.prepare(ctx_id=0, det_thresh=threshold, det_size=DETECTION_SIZE)
     except AssertionError as error:  # insightface asserts that a detector is among the files
-        raise _lacks(folder, "an SCRFD face detector (9 outputs)") from error
+        raise _incomplete(folder, "an SCRFD face detector (9 outputs)") from error
     except Exception as error:  # ONNX Runtime's error classes share no base but Exception
         raise onnx.not_opened(folder, error) from error
     trim()
     models = analysis.models
     if not models["detection"].use_kps:
-        raise _lacks(folder, "an SCRFD with five landmarks (9 outputs; the one found has fewer)")
+        raise _incomplete(folder, "an SCRFD with five landmarks (9 outputs; the one found has fewer)")
     if "recognition" not in models:
-        raise _lacks(folder, "an ArcFace recogniser (input 3 x 112 x 112)")
+        raise _incomplete(folder, "an ArcFace recogniser (input 3 x 112 x 112)")
     shape = models["recognition"].output_shape
     if shape[-1] != WIDTH:
-        raise _lacks(folder, f"an ArcFace recogniser of {WIDTH} numbers (the one found gives {shape[-1]})")
+        raise _incomplete(folder, f"an ArcFace recogniser of {WIDTH} numbers (the one found gives {shape[-1]})")
     for role in ("detection", "recognition"):
         onnx.note_fallback(models[role].session, device, Path(models[role].model_file).name)
     return models
 
 
-def _lacks(folder: Path, what: str) -> ModelDamaged:
+def _incomplete(folder: Path, what: str) -> ModelDamaged:
     files = ", ".join(sorted(file.name for file in folder.glob("*.onnx")))
     return ModelDamaged(
         f"{folder}: found {files}, expected {what} among them",

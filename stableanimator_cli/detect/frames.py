@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def checked(image: np.ndarray) -> np.ndarray:
+def check_image(image: np.ndarray) -> np.ndarray:
     """Return an image uint8 [h,w,3] with at least one pixel. Raises ``ValueError`` for anything else."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(f"a detector needs uint8 [h,w,3], found {image.dtype} {list(image.shape)}")

@@ -1,7 +1,7 @@
 """ONNX Runtime sessions: the only module that imports onnxruntime.
 
 Files are checked before they are opened, so that a missing, empty or wrong file is an error of one line, not a protobuf
-message. The provider of each session is reported, because ONNX Runtime silently falls back to the CPU.
+message. The provider of each session is reported, since ONNX Runtime silently falls back to the CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COREML = "CoreMLExecutionProvider"
 
 
 def _runtime() -> Any:
-    """ONNX Runtime, imported on first use: mistakes in a command are reported before."""
+    """ONNX Runtime, imported on first use, so that mistakes in a command are reported before."""
     import onnxruntime
 
     return onnxruntime
@@ -113,7 +113,7 @@ def session(
     path = check_file(path)
     options, providers = settings(device, threads, arena=arena)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # where it prints the error of a provider that it gives up
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the errors of providers that do not load there
             opened = _runtime().InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # its error classes share no base but Exception
         raise not_opened(path, error) from error
@@ -125,7 +125,7 @@ def session(
 def settings(
     device: str, threads: int | None = None, *, arena: bool = True
 ) -> tuple[ort.SessionOptions, list[Provider]]:
-    """What every session is opened with. The libraries that its providers need are loaded by then."""
+    """Options and providers of every session. Loads the libraries that the providers need."""
     options, providers = session_options(threads, arena=arena), providers_for(device)
     if providers[0] != CPU:
         _load_libraries()
@@ -136,7 +136,7 @@ _fallbacks: list[str] = []
 
 
 def note_fallback(opened: ort.InferenceSession, device: str, name: str) -> None:
-    """Remember for ``warn_of_fallbacks`` that the network ``name`` runs on the CPU though a card was chosen for it."""
+    """Record for ``warn_of_fallbacks`` that the network ``name`` runs on the CPU although a card was chosen."""
     chosen = _name(providers_for(device)[0])
     if opened.get_providers()[0] != chosen:
         kind = chosen.removesuffix("ExecutionProvider")
@@ -144,13 +144,13 @@ def note_fallback(opened: ort.InferenceSession, device: str, name: str) -> None:
 
 
 def warn_of_fallbacks(reporter: Reporter) -> None:
-    """Say, once, which networks that were opened so far run on the CPU and were not meant to."""
+    """Warn once of each opened network that runs on the CPU although a card was chosen."""
     while _fallbacks:
         reporter.warning(f"{_fallbacks.pop(0)}; `sa doctor` checks the installation, --device cpu chooses the CPU")
 
 
 def run(opened: ort.InferenceSession, pixels: np.ndarray) -> list[np.ndarray]:
-    """All outputs of a network of one input. Raises ``OutOfMemory`` where the device has no room for the batch."""
+    """All outputs of a network of one input. Raises ``OutOfMemory`` if the device has no room for the batch."""
     try:
         return [np.asarray(out) for out in opened.run(None, {opened.get_inputs()[0].name: pixels})]
     except Exception as error:  # its error classes share no base but Exception
@@ -161,7 +161,7 @@ def run(opened: ort.InferenceSession, pixels: np.ndarray) -> list[np.ndarray]:
 
 @cache
 def _load_libraries() -> None:
-    """Let ONNX Runtime find the CUDA libraries that came with torch's packages; it does not look there by itself."""
+    """Let ONNX Runtime load the CUDA libraries of torch's packages, in which it does not search by default."""
     preload = getattr(_runtime(), "preload_dlls", None)
     if preload is not None:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -169,7 +169,7 @@ def _load_libraries() -> None:
 
 
 def not_opened(path: Path, error: Exception) -> ModelDamaged | OutOfMemory:
-    """A library's failure to open ``path``, as one line: a device has no room for the weights, or they are damaged."""
+    """The error for a library's failure to open ``path``: the device lacks memory, or the weights are damaged."""
     if is_out_of_memory(error):
         return OutOfMemory(f"no memory for the ONNX network {path.name}", hint=_ON_CPU)
     reason = " ".join(str(error).split()) or type(error).__name__
@@ -179,15 +179,15 @@ def not_opened(path: Path, error: Exception) -> ModelDamaged | OutOfMemory:
 
 
 def describe(opened: ort.InferenceSession, device: str = "auto") -> str:
-    """Where a session runs, in words; where that is not what ``device`` asked for, also why."""
+    """The device of a session in words, with the reason if it is not the requested ``device``."""
     return _describe(opened.get_providers(), device)
 
 
 def together(where: Mapping[str, str]) -> str:
-    """Several descriptions by what they are of, as one where they are equal."""
+    """Devices by network in one text; a single name if all are equal."""
     if len(set(where.values())) == 1:
         return next(iter(where.values()))
-    return ", ".join(f"{name} on {place}" for name, place in where.items())
+    return ", ".join(f"{name} on {device}" for name, device in where.items())
 
 
 def _describe(active: Sequence[str], device: str) -> str:
@@ -195,16 +195,16 @@ def _describe(active: Sequence[str], device: str) -> str:
     chosen = _name(providers_for(device)[0])
     if chosen not in (CPU, active[0]):
         kind = device if device != "auto" else chosen.removesuffix("ExecutionProvider")
-        return f"{first} ({kind} was {'asked for' if device != 'auto' else 'chosen'}, but its libraries did not load)"
-    wanted = {"cuda": CUDA, "mps": COREML}.get(device.partition(":")[0])
-    if wanted is None or wanted == active[0]:
+        return f"{first} ({kind} was {'requested' if device != 'auto' else 'chosen'}, but its libraries did not load)"
+    expected = {"cuda": CUDA, "mps": COREML}.get(device.partition(":")[0])
+    if expected is None or expected == active[0]:
         return first
-    remedy = "; install onnxruntime-gpu in place of onnxruntime" if wanted == CUDA else ""
-    return f"{first} ({device} was asked for, but this ONNX Runtime has no {wanted}{remedy})"
+    remedy = "; install onnxruntime-gpu in place of onnxruntime" if expected == CUDA else ""
+    return f"{first} ({device} was requested, but this ONNX Runtime has no {expected}{remedy})"
 
 
 def on_card(device: str) -> bool:
-    """Whether sessions on this device are meant to run on a CUDA card."""
+    """Whether sessions on this device should run on a CUDA card."""
     return _name(providers_for(device)[0]) == CUDA
 
 
@@ -213,6 +213,6 @@ def _name(provider: Provider) -> str:
 
 
 def batch_axis(opened: ort.InferenceSession) -> int | None:
-    """The batch size that a session's first input fixes, or None where any batch may be given."""
+    """The batch size that a session's first input fixes, None if any batch is accepted."""
     size = opened.get_inputs()[0].shape[0]
     return size if isinstance(size, int) and size > 0 else None

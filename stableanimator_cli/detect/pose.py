@@ -2,8 +2,8 @@
 
 Letterbox, affine crop and non-maximum suppression are rtmlib's. The sessions are ours, for control of threads,
 providers and batches. Differences from rtmlib's own runners follow the reference implementation. Only class 0 is a
-person, and a keypoint's score is the smaller of its two maxima. A frame without a person gives no rows, not a person as
-large as the frame. Both networks get RGB.
+person, and a keypoint's score is the smaller of its two maxima. A frame without a person has no rows; rtmlib returns a
+person as large as the frame. Both networks receive RGB.
 
 Sources: Ge et al., "YOLOX"; Yang et al., "Effective Whole-body Pose Estimation with Two-stages Distillation" (DWPose);
 Li et al., "SimCC".
@@ -22,7 +22,7 @@ from rtmlib.tools.pose_estimation.rtmpose import RTMPose
 
 from stableanimator_cli.catalogue.damage import fetch_again
 from stableanimator_cli.detect import THRESHOLD, onnx
-from stableanimator_cli.detect.frames import checked, pad_short_side
+from stableanimator_cli.detect.frames import check_image, pad_short_side
 from stableanimator_cli.detect.roles import CROP, DETECTOR_BATCH, DETECTOR_SIDE, POSE_BATCH
 from stableanimator_cli.errors import ModelDamaged
 from stableanimator_cli.motion.keypoints import from_wholebody
@@ -69,7 +69,7 @@ class PersonDetector:
             pixels, ratios = zip(*(self._letterbox(frame) for frame in chunk), strict=True)
             outputs = onnx.run(self._session, np.stack(pixels))[0]
             if outputs.ndim != 3 or len(outputs) != len(chunk):
-                raise self._damaged(f"an answer of shape {list(outputs.shape)} to {len(chunk)} frames")
+                raise self._damaged(f"an output of shape {list(outputs.shape)} for {len(chunk)} frames")
             pairs = zip(outputs, ratios, strict=True)
             people += [decode_people(out, ratio, self.size, threshold=self._threshold) for out, ratio in pairs]
         return people
@@ -124,13 +124,13 @@ class PoseEstimator:
         points = np.zeros((len(jobs), _POINTS, 3))
         size = self._batch or batch
         for index, chunk in enumerate(_chunks(jobs, size)):
-            crops, centres, scales = zip(*(self._crop(checked(frame), box) for frame, box in chunk), strict=True)
+            crops, centres, scales = zip(*(self._crop(check_image(frame), box) for frame, box in chunk), strict=True)
             outputs = onnx.run(self._session, np.stack(crops))
             shapes = [list(out.shape) for out in outputs]
             if shapes != [[len(chunk), _POINTS, int(side * SPLIT)] for side in self.size]:
-                raise self._damaged(f"answers of shapes {shapes} to {len(chunk)} people")
-            where = np.stack(centres), np.stack(scales)
-            points[index * size :][: len(chunk)] = decode_points(outputs[0], outputs[1], *where, size=self.size)
+                raise self._damaged(f"outputs of shapes {shapes} for {len(chunk)} people")
+            placement = np.stack(centres), np.stack(scales)
+            points[index * size :][: len(chunk)] = decode_points(outputs[0], outputs[1], *placement, size=self.size)
         points[..., 2] = points[..., 2].clip(min=0)
         people = from_wholebody(points).astype(np.float32)
         ends = np.cumsum([len(rows) for rows in boxes])
@@ -146,10 +146,10 @@ class PoseEstimator:
             raise self._damaged(f"an input of shape {dims}")
         h, w = (d if isinstance(d, int) and d > 0 else free for d, free in zip(dims[2:], reversed(CROP), strict=True))
         shapes = [out.shape for out in self._session.get_outputs()]
-        wanted = [(_POINTS, int(w * SPLIT)), (_POINTS, int(h * SPLIT))]
+        expected = [(_POINTS, int(w * SPLIT)), (_POINTS, int(h * SPLIT))]
         fits = len(shapes) == 2 and all(
             len(shape) == 3 and all(not isinstance(d, int) or d == n for d, n in zip(shape[1:], pair, strict=True))
-            for shape, pair in zip(shapes, wanted, strict=True)
+            for shape, pair in zip(shapes, expected, strict=True)
         )
         if not fits:
             raise self._damaged(f"outputs of shapes {shapes}")
@@ -181,7 +181,7 @@ def decode_people(
     grids = [np.mgrid[: size[0] // s, : size[1] // s][::-1].reshape(2, -1).T for s in STRIDES]
     stride = np.concatenate([np.full((len(grid), 1), s) for grid, s in zip(grids, STRIDES, strict=True)])
     scores = output[:, 4] * output[:, 5 + _PERSON]
-    # Boxes below the threshold cannot suppress one above it, so they can go before the sorting.
+    # Boxes below the threshold cannot suppress one above it, so they are dropped before the sorting.
     likely = scores > threshold
     output, scores, stride = output[likely], scores[likely], stride[likely].astype(np.float32)
     centre = (output[:, :2] + np.concatenate(grids)[likely].astype(np.float32)) * stride
@@ -196,15 +196,15 @@ def decode_points(
 ) -> np.ndarray:
     """SimCC outputs [p,k,2w] and [p,k,2h] as points of the frame: float64[p,k,3] (x, y, score).
 
-    ``centre`` and ``scale`` [p,2] are the middle and the extent (x, y) of each crop in the frame, ``size`` its (width,
-    height) before the network. The place is the largest bin of each axis, the score the smaller of the two values;
-    where that is not positive the place is the crop's corner and means nothing.
+    ``centre`` and ``scale`` [p,2] are the centre and the extent (x, y) of each crop in the frame, ``size`` is its
+    (width, height) before the network. A point is at the largest bin of each axis, its score the smaller of the two
+    values; without a positive score it is the crop's corner, which has no meaning.
     """
     bins = np.stack([simcc_x.argmax(axis=-1), simcc_y.argmax(axis=-1)], axis=-1).astype(np.float64)
     scores = np.minimum(simcc_x.max(axis=-1), simcc_y.max(axis=-1))
     bins[scores <= 0] = -1
-    places = bins / SPLIT / np.array(size) * scale[:, None] + centre[:, None] - scale[:, None] / 2
-    return np.concatenate([places, scores[..., None]], axis=-1)
+    points = bins / SPLIT / np.array(size) * scale[:, None] + centre[:, None] - scale[:, None] / 2
+    return np.concatenate([points, scores[..., None]], axis=-1)
 
 
 class _Letterbox(YOLOX):
@@ -215,7 +215,7 @@ class _Letterbox(YOLOX):
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """uint8 [h,w,3] -> float32 [3,h',w'] of 0..255 in the top left, grey 114 elsewhere, and the scale."""
-        padded, ratio = self.preprocess(pad_short_side(checked(image), min(self.model_input_size)))
+        padded, ratio = self.preprocess(pad_short_side(check_image(image), min(self.model_input_size)))
         return np.ascontiguousarray(padded.transpose(2, 0, 1), dtype=np.float32), ratio
 
 
@@ -227,7 +227,7 @@ class _Crop(RTMPose):
         self.mean, self.std = np.array(_MEAN), np.array(_DEVIATION)
 
     def __call__(self, image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A picture and a box -> float32 [3,h,w], normalised, and the crop's centre and extent in the picture."""
+        """An image and a box -> float32 [3,h,w], normalised, and the crop's centre and extent in the image."""
         box = np.asarray(box, dtype=np.float64)
         if not np.isfinite(box).all() or box[2] <= box[0] or box[3] <= box[1]:
             raise ValueError(f"box {box.tolist()} has no area")

@@ -157,10 +157,10 @@ class FaceOptimization:
                     break
                 if mask is not None:
                     variable.grad.mul_(mask)  # Adam normalises gradients: only zeros do not move
-                resting = list(chain.from_iterable(reached))
-                before = variable.detach()[resting]
+                resting = torch.tensor([*chain.from_iterable(reached)], dtype=torch.long, device=variable.device)
+                before = variable.detach().index_select(0, resting)
                 adam.step()
-                variable.detach()[resting] = before  # Adam's momentum would pull them further
+                variable.detach().index_copy_(0, resting, before)  # Adam's momentum would pull them further
         frames = self._count_frames(len(denoised))
         self.log.append(RefineLogEntry(step.index, similarities[0], similarities[-1], faces, frames))
         return variable.detach()

@@ -68,11 +68,11 @@ class Axes:
     def _unfold(self, latents: Tensor) -> Tensor:
         shape, axes = list(latents.shape), self.order.split()
         if len(shape) != len(axes):
-            raise ValueError(f"latents {shape}, expected {len(axes)} axes ({self.order}): say with fold what they are")
+            raise ValueError(f"latents {shape}, expected {len(axes)} axes ({self.order}): name the axes with fold")
         if "1" in axes and shape[axes.index("1")] != 1:
             raise ValueError(
                 f"latents {shape} are a batch of {shape[axes.index('1')]}, expected 1 ({self.order}): give one prompt "
-                "and one video a prompt, or name the axes with fold"
+                "and one video per prompt, or name the axes with fold"
             )
         return rearrange(latents, f"{self.order} -> {self._axes}")
 

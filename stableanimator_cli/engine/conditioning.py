@@ -77,7 +77,7 @@ class PeopleFaces:
 
     @property
     def known(self) -> np.ndarray:
-        """bool[p]: who has a known face."""
+        """bool[p]: people with a known face."""
         return np.asarray(np.isfinite(self.vectors).all(axis=1))
 
     def regions_on(self, device: torch.device) -> Tensor:
@@ -248,7 +248,7 @@ def degrade_faces(reference: Tensor, boxes: Tensor, chosen: Tensor, noise: Tenso
 
 
 def texture_error(vae: AutoencoderKLTemporalDecoder, image: np.ndarray) -> float:
-    """How badly the VAE keeps the texture of an image uint8[h,w,3] at the output's size.
+    """Error of the VAE in the texture of an image uint8[h,w,3] at the output's size.
 
     The median over pixels of the Laplacian's error after encoding and decoding, over the Laplacian's mean magnitude:
     images like those of the training lose little outside their contours, others everywhere. Luma in 0..255.

@@ -1,4 +1,4 @@
-"""Which calls of the denoiser a sampling makes, known before anything is loaded."""
+"""Calls of the denoiser in a sampling, known before anything is loaded."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ class Networks:
         self._copies: dict[str, HostCopy] = {}
         self._resident: tuple[str, ...] = ()
 
-    def __getitem__(self, name: str) -> Any:  # each name has its own class of nn.Module, which the caller knows
+    def __getitem__(self, name: str) -> Any:  # each name has its own class of nn.Module
         if name not in self._loaded:
             self._loaded[name] = self._loaders[name]()
         return self._loaded[name]

@@ -352,7 +352,7 @@ def check_cache_layers(unet: DenoisingUNet, layers: int) -> None:
 
 
 def _file_states(model: ModelFolder) -> frozenset[tuple[object, ...]]:
-    """What changes when a file of a model is replaced; plans may name files that are not there."""
+    """State of a model's files, which changes when one is replaced; plans may name missing files."""
     paths = (path for file in model.files.values() for path in ([*file.rglob("*")] if file.is_dir() else [file]))
     stats = ((path, path.stat()) for path in paths if path.is_file())
     return frozenset((path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in stats)

@@ -146,7 +146,7 @@ def _vector(recogniser: ArcFace, reference: FaceBox, device: torch.device) -> Te
     (box,) = pixel_boxes(reference.box[None], (width, height))
     if box is None:
         raise BadInput(
-            "reference", f"a face box {np.round(reference.box).tolist()}", f"{SMALLEST} pixels a side or more"
+            "reference", f"a face box {np.round(reference.box).tolist()}", f"{SMALLEST} pixels per side or more"
         )
     pixels = to_signed(reference.image[None]).to(device)
     vector = recogniser.embed(crop_resize(pixels, [box], recogniser.size[0]))[0]

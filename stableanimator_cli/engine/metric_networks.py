@@ -94,7 +94,7 @@ def features(
         folder = catalogue.open_model(model if model is not None else source.entry, source.roles)
     except ModelMissing as error:
         return Missing(metric=metric or name, reason=error.message, command=source.command)
-    entries = list(catalogue.with_needs(catalogue.load(model if model is not None else source.entry)))
+    entries = list(catalogue.with_needs(catalogue.load_entry(model if model is not None else source.entry)))
     paths = {role: folder.files[role] for role in source.roles}
     files = {path.name: _digest(entries, role, path, program=source.program) for role, path in paths.items()}
     recorded = {"sha256": files[paths[source.roles[0]].name]["sha256"]} if source.program else {}

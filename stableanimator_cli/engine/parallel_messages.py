@@ -66,7 +66,7 @@ class PackedFrames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a worker needs for a sampling: networks, conditioning tensors on the CPU, and windows.
+    """Inputs of a worker for a sampling: networks, conditioning tensors on the CPU, and windows.
 
     It computes the ``share`` of the window branches of latents of ``shape`` [t,c,h,w]. ``threads`` are rank 0's, as
     they decide rounding. ``layers`` are those of ``DeepFeatureCache``, 0 without one.

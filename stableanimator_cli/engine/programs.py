@@ -25,7 +25,7 @@ def load_program(path: Path, sha256: str, device: torch.device, *, hint: str) ->
     absent file, and ``ModelDamaged`` if it has another digest or does not open.
     """
     if not path.is_file():
-        raise ModelMissing(f"{path} is not there", hint=hint)
+        raise ModelMissing(f"{path} is missing", hint=hint)
     with translate_os_errors(path):
         program = path.read_bytes()
     actual = hashlib.sha256(program).hexdigest()

@@ -189,7 +189,7 @@ def _seconds(call: Call, device: torch.device, dtype: torch.dtype) -> tuple[floa
             work = flop_registry[function._overloadpacket](*inputs, **keywords, out_val=result)
             synchronize(device)
             elapsed = time.perf_counter() - started
-            if elapsed < SECONDS / 8:  # a second run of a slow one would say nothing new
+            if elapsed < SECONDS / 8:  # a second run of a slow operator would add nothing
                 started = time.perf_counter()
                 function(*inputs, **keywords)
                 synchronize(device)

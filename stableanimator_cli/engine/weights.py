@@ -40,7 +40,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Pickles are read with ``weights_only=True``: one that holds anything but tensors raises ``ModelDamaged``.
     """
     if not path.is_file():
-        raise ModelMissing(f"{path} is not there", hint="`sa models verify` says what else is missing")
+        raise ModelMissing(f"{path} is missing", hint="`sa models verify` lists what else is missing")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -67,7 +67,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _unreadable(path: Path, why: str) -> ModelDamaged:
     return ModelDamaged(
         f"{path} cannot be read as weights ({why})",
-        hint="the file is cut or is something else: compare its size with its source and get it again",
+        hint="the file is truncated or of another kind: compare its size with its source and get it again",
     )
 
 

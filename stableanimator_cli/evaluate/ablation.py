@@ -20,7 +20,7 @@ from stableanimator_cli.catalogue.schema import FILE_NAME
 from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate import figures, paired
-from stableanimator_cli.evaluate.animate_cases import Animate, Animator
+from stableanimator_cli.evaluate.animate_cases import Animate, CaseAnimator
 from stableanimator_cli.evaluate.bench import ROLES, networks_of
 from stableanimator_cli.evaluate.cases import find_cases
 from stableanimator_cli.evaluate.checks import FailedVideo, raise_if_none
@@ -100,7 +100,7 @@ def run_ablation(config: EvaluateConfig, animate: Animate, reporter: Reporter) -
     for name, variant in variants.items():
         model = catalogue.open_model(variant.folder, ROLES)
         for seed in config.seeds:
-            animator = Animator(
+            animator = CaseAnimator(
                 model=model, name=str(variant.folder), animate=animate, settings=config.animate,
                 flags={**variant.flags, "seed": seed}, reporter=reporter,
             )  # fmt: skip
@@ -199,7 +199,7 @@ def _notes(config: EvaluateConfig, rules: str, by_seed: Mapping[str, Sequence[Sy
     )
     if "face-paste" in by_seed:
         notes.append(
-            "Face paste stands in the row of FaceFusion, a program that is not here: the reference's face by five "
+            "Face paste is in the row of FaceFusion, a program that is not used here: the reference's face by five "
             "landmarks onto the videos of w/o Face, with a soft edge."
         )
     titles = {name: OWN_TITLES.get(name, title) for name, (title, _) in ABLATIONS[str(config.ablation)].items()}

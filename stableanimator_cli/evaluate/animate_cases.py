@@ -27,7 +27,7 @@ MEMORY_FRAMES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Animator:
+class CaseAnimator:
     """One model with fixed settings. ``flags`` are further flags of ``sa animate``."""
 
     model: ModelFolder

@@ -97,7 +97,7 @@ def compare(
 
 
 def own_name(name: str, others: Collection[str]) -> str:
-    """What ours is called beside other systems: ``name``, or another one if a folder has that name."""
+    """Name of our system beside others: ``name``, or another one if a folder has that name."""
     if name in others and "ours" not in others:
         return "ours"
     return _free_name(name, others)

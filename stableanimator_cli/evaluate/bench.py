@@ -9,7 +9,7 @@ from typing import Any
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.evaluate import baselines, figures
-from stableanimator_cli.evaluate.animate_cases import Animate, Animator
+from stableanimator_cli.evaluate.animate_cases import Animate, CaseAnimator
 from stableanimator_cli.evaluate.cases import bench_folder, find_cases
 from stableanimator_cli.evaluate.checks import raise_if_none
 from stableanimator_cli.evaluate.evaluator import SystemScores, open_evaluator
@@ -55,7 +55,9 @@ def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> S
     evaluator = open_evaluator(config, reporter, networks=networks_of(config), model=model)
     for pairs in theirs.values():
         evaluator.check(pairs)
-    animator = Animator(model=model, name=name, animate=animate, settings=config.animate, flags={}, reporter=reporter)
+    animator = CaseAnimator(
+        model=model, name=name, animate=animate, settings=config.animate, flags={}, reporter=reporter
+    )
     peak = animator.measure_memory(cases[0], config.output / "memory")  # first: a process's peak never falls again
     pairs = animator.animate_cases(cases, config.output / "animated")
     evaluator.check(pairs)

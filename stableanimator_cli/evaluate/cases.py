@@ -10,9 +10,9 @@ from pathlib import Path
 
 from stableanimator_cli.config.evaluate import DATASETS, EvaluateConfig
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.evaluate.pairs import Pair, find_pictures, find_videos, listed
+from stableanimator_cli.evaluate.pairs import Pair, find_images, find_videos, listed
 from stableanimator_cli.files import check_replaceable, natural_key, visible_files
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.media.decode import VIDEO_SUFFIXES
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
@@ -30,7 +30,7 @@ LAYOUT = (
     "references/NAME.png, unless it is the first frame of the video",
     "poses/NAME.npz (or .json, or a video of skeletons), unless the detectors are to read it from the video",
 )
-"""What a bench's folder holds, one line per kind of file."""
+"""Files of a bench's folder, one line per kind."""
 _TEST = "test"
 """Folder of the test videos of the datasets that come with splits, as their authors' scripts leave them."""
 _SPLIT = frozenset({"ubc-fashion", "ted"})
@@ -45,7 +45,7 @@ _DRAWN = "without data: `sa evaluate --bench puppet` draws its own videos"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One animation. ``target`` is None for another person's movement. Key points are compared with ``poses``, None if
+    """One animation. ``target`` is None for another person's movement. Keypoints are compared with ``poses``, None if
     ``motion`` has none."""
 
     name: str
@@ -82,8 +82,8 @@ def bench_folder(config: EvaluateConfig) -> Path | None:
             )  # fmt: skip
         return folder
     data = config.data or (Path(os.environ["SA_DATA"]) if os.environ.get("SA_DATA") else None)
-    held = (f"DIR/{config.bench}/{line}" for line in LAYOUT)
-    hint = (f"{_WHERE[config.bench]}, arrange them as below, and add --data DIR", *held, _DRAWN)
+    layout = (f"DIR/{config.bench}/{line}" for line in LAYOUT)
+    hint = (f"{_WHERE[config.bench]}, arrange them as below, and add --data DIR", *layout, _DRAWN)
     if data is None:
         raise BadInput(config.bench, "no --data DIR and no SA_DATA", "the folder of the bench's videos", hint=hint)
     for folder in (data / config.bench, data):
@@ -94,16 +94,16 @@ def bench_folder(config: EvaluateConfig) -> Path | None:
 
 def _folder(folder: Path, config: EvaluateConfig, scratch: Path, reporter: Reporter) -> list[Case]:
     assert config.bench is not None
-    place = _videos_of(folder, config.bench)
-    if place is None:
+    videos_folder = _videos_of(folder, config.bench)
+    if videos_folder is None:
         hint = (f"mkdir {folder / 'videos'}", "a folder holds", *LAYOUT)
         raise BadInput(folder, "no folder videos in it", "the folder of a bench", hint=hint)
-    videos = find_videos(place)
+    videos = find_videos(videos_folder)
     names = config.ids or (TIKTOK_IDS if config.bench == "tiktok" else tuple(videos))
     lacking = [name for name in names if name not in videos]
     if lacking:
-        raise BadInput(place, f"no video named {listed(lacking)}", f"those of --ids, {len(names)} in all")
-    images = find_pictures(folder / "references") if (folder / "references").is_dir() else {}
+        raise BadInput(videos_folder, f"no video named {listed(lacking)}", f"those of --ids, {len(names)} in all")
+    images = find_images(folder / "references") if (folder / "references").is_dir() else {}
     motions = _find_motions(folder / "poses")
     for part, used in (("references", images), ("poses", motions)):
         _warn_of_unused(folder / part, videos.keys() & used.keys(), reporter)
@@ -149,7 +149,7 @@ def _first_frame(video: Path, image: Path) -> Path:
     """Write frame 0 of a video, the usual reference of this field's evaluations. It is written every time: an earlier
     video of that name may have had another."""
     check_replaceable(image)
-    write_picture(image, next(iter(open_clip(video).frames()))[1])
+    write_image(image, next(iter(open_clip(video).frames()))[1])
     return image
 
 
@@ -157,7 +157,7 @@ def _puppets(config: EvaluateConfig, model: ModelFolder, scratch: Path, reporter
     """Figures of the test split, each driven by itself, and each by the next one's movement."""
     if config.ids is not None:
         names = ",".join(config.ids)
-        raise ConfigError("--ids", names, "no names with --bench puppet", hint="--figures N says how many")
+        raise ConfigError("--ids", names, "no names with --bench puppet", hint="set their number with --figures N")
     size = _size(model)
     plan = PuppetPlan(
         folder=scratch / "puppets",

@@ -10,7 +10,7 @@ from stableanimator_cli.evaluate.driving_points import read_poses
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import EvalProtocol
 from stableanimator_cli.evaluate.scoring import check_clips
-from stableanimator_cli.media import open_clip, read_picture
+from stableanimator_cli.media import open_clip, read_image
 from stableanimator_cli.progress import Reporter
 
 _MAX_WARNINGS = 20
@@ -58,7 +58,7 @@ def _problem(pair: Pair, rules: EvalProtocol, truncate: bool) -> BadInput | None
         target = None if pair.target is None else open_clip(pair.target)
         check_clips(clip, target, rules, truncate=truncate)
         if pair.reference is not None:
-            read_picture(pair.reference)
+            read_image(pair.reference)
         if pair.poses is not None:
             read_poses(pair.poses)
     except BadInput as error:

@@ -89,7 +89,7 @@ class VideoDetector:
             outputs = self.judge.get_outputs()
             if len(outputs) != 1 or outputs[0].shape[-1] != WIDTH:
                 raise ModelDamaged(
-                    f"{file}: found an output of shape {outputs[0].shape}, expected {WIDTH} numbers a face"
+                    f"{file}: found an output of shape {outputs[0].shape}, expected {WIDTH} numbers per face"
                 )
             self._used("judge", file)
 
@@ -193,7 +193,7 @@ class DetectionPass:
         own, judge, points = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         size = self._clip.size
         arrays = {"own": own, "judge": judge, "points": points, "size": np.array(size)}
-        evaluation_cache.store("seen", self._key, arrays)
+        evaluation_cache.store_arrays("seen", self._key, arrays)
         self._cached = VideoDetections(own=own, judge=judge, points=points, size=size)
         return self._cached
 
@@ -225,7 +225,7 @@ def _verify(model: ModelFolder) -> None:
     """Compare the networks with the catalogue: a damaged one returns plausible wrong embeddings."""
     if not (model.path / "model.toml").is_file():
         return
-    for entry in catalogue.with_needs(catalogue.load(model.path)):
+    for entry in catalogue.with_needs(catalogue.load_entry(model.path)):
         for row in entry.files:
             path = catalogue.locate(entry, row.path) if row.path.endswith(".onnx") and row.sha256 else None
             if path is not None and (actual := digest(path)) != row.sha256:
@@ -236,7 +236,7 @@ def _verify(model: ModelFolder) -> None:
 
 
 def _cached(key: str) -> VideoDetections | None:
-    arrays = evaluation_cache.load("seen", key) or {}
+    arrays = evaluation_cache.load_arrays("seen", key) or {}
     count = len(np.atleast_1d(arrays.get("own", 0)))
     shapes = {"own": (count, WIDTH), "judge": (count, WIDTH), "points": (count, _POINTS, 3), "size": (2,)}
     if any(name not in arrays or arrays[name].shape != shape for name, shape in shapes.items()):

@@ -1,4 +1,4 @@
-"""Key points that drove each frame of a video, in the output's pixels."""
+"""Keypoints that drove each frame of a video, in the output's pixels."""
 
 from __future__ import annotations
 

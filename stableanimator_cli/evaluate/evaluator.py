@@ -97,7 +97,7 @@ class Evaluator:
         sets, too_few = networks.set_rows(seed=config.seed, samples=config.bootstrap_samples, reporter=self.reporter)
         rows |= sets
         unseen = [
-            Missing(metric=name, reason="no reference picture", command="--reference-picture PICTURE")
+            Missing(metric=name, reason="no reference image", command="--reference-picture IMAGE")
             for name in networks.of_reference
         ]
         missing = [*self._missing(videos), *networks.missing, *too_few, *unseen]
@@ -186,8 +186,8 @@ class Evaluator:
         if set(self.rules.networks) - set(REFERENCE_NETWORKS) and not any(video.target for video in videos):
             add("psnr", "no ground truth: nothing that compares with it is computed")
         if "faces" not in unavailable and not any(video.counts.get("csim_ref") for video in videos):
-            reason = "no face in any frame, or none in the reference pictures"
-            add("csim_ref", reason, "" if self.config.reference_picture else "--reference-picture PICTURE")
+            reason = "no face in any frame, or none in the reference images"
+            add("csim_ref", reason, "" if self.config.reference_picture else "--reference-picture IMAGE")
         if not any(video.counts.get("seam_score") for video in videos):
             add(
                 "seam_score",
@@ -226,7 +226,7 @@ def open_evaluator(
         try:
             name = catalogue.default_model(("face",))
         except ModelMissing:
-            reporter.warning("no model here: CSIM and key points are left out; --model puppet measures drawn figures")
+            reporter.warning("no model here: CSIM and keypoints are left out; --model puppet measures drawn figures")
     if model is None and name is not None:
         model = catalogue.open_model(name)
     drawn = model is not None and "video" in model.files  # a model of drawn figures, which has a network for them

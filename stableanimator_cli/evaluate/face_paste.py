@@ -23,7 +23,7 @@ from stableanimator_cli.evaluate.report import write_text
 from stableanimator_cli.evaluate.run_record import read_record
 from stableanimator_cli.evaluate.stamp import Stamp
 from stableanimator_cli.files import check_replaceable, sha256_of
-from stableanimator_cli.media import VideoWriter, open_clip, read_picture
+from stableanimator_cli.media import VideoWriter, open_clip, read_image
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS
 from stableanimator_cli.progress import Reporter
 
@@ -81,10 +81,10 @@ def _paste_video(pair: Pair, video: Path, reader: FaceReader, reporter: Reporter
         return video
     check_replaceable(video, video.with_suffix(".json"))
     video.parent.mkdir(parents=True, exist_ok=True)
-    image = None if pair.reference is None else read_picture(pair.reference)
+    image = None if pair.reference is None else read_image(pair.reference)
     face = None if image is None else next(iter(reader.boxes(image)), None)
     if face is None:
-        reporter.warning(f"{pair.name}: no face in its reference picture, so that none is pasted")
+        reporter.warning(f"{pair.name}: no face in its reference image, so that none is pasted")
     clip, changed, count = open_clip(pair.predicted), 0, 0
     with VideoWriter(video, clip.size, clip.fps or UNTIMED_FPS, lossless=True) as writer:
         for _, frame in clip.frames():

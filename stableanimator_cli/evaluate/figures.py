@@ -126,13 +126,13 @@ def write_figures(
 def _figures(
     plan: FigurePlan, metrics: Sequence[str], detect: strips.Detect | None
 ) -> Iterator[tuple[str, str, bool, Figure | None]]:
-    for place, (video, rank) in enumerate(plan.shown, 1):
+    for position, (video, rank) in enumerate(plan.shown, 1):
         by_system = {
             name: next(one for one in videos if one.name == video.name) for name, videos in plan.systems.items()
         }
         strip = strips.read_strip(by_system, detect)
         letters = re.sub(r"[^A-Za-z0-9]+", "-", video.name).strip("-")[:80]  # that \includegraphics reads
-        name = f"strip-{place}-{letters}".removesuffix("-")
+        name = f"strip-{position}-{letters}".removesuffix("-")
         yield name, plan.caption(video, rank, strip.frames), True, strips.draw_strip(strip)
     drawn = {
         "metrics": plots.metric_boxes(plan.systems, metrics),  # wide ones first: LaTeX keeps the order of figures

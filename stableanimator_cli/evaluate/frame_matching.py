@@ -48,7 +48,7 @@ def match_frames(predicted: Clip, target: Clip, *, truncate: bool = False) -> Ma
     are numbered from 0 or, beside a folder without an image 0, from the number of its first image. Raises ``BadInput``
     with the frames without a counterpart unless ``truncate``, and if no frame has one.
     """
-    names = [picture_names(clip.path) if clip.path.is_dir() else None for clip in (predicted, target)]
+    names = [image_names(clip.path) if clip.path.is_dir() else None for clip in (predicted, target)]
     if names[0] is None and names[1] is None:
         return None
     keys = _keys(predicted, target, *names)
@@ -71,7 +71,7 @@ def match_frames(predicted: Clip, target: Clip, *, truncate: bool = False) -> Ma
     )
     if any(a > b for a, b in itertools.pairwise(matched.target)):
         raise BadInput.because(
-            target.path, f"its pictures have another order than those of {predicted.path}",
+            target.path, f"its images have another order than those of {predicted.path}",
             hint="name the frames of both by their numbers",
         )  # fmt: skip
     if not shared or (any(lost) and not truncate):
@@ -84,7 +84,7 @@ def match_frames(predicted: Clip, target: Clip, *, truncate: bool = False) -> Ma
     return matched
 
 
-def picture_names(folder: Path) -> list[str]:
+def image_names(folder: Path) -> list[str]:
     """File names of a folder's images, in the order in which they are read as a clip."""
     names = [e.name for e in folder.iterdir() if e.suffix.lower() in SUFFIXES and not e.name.startswith(".")]
     return sorted(names, key=natural_key)
@@ -146,7 +146,7 @@ def _stems(folder: Path, names: Sequence[str]) -> list[Key]:
     counts = Counter(Path(name).stem for name in names)
     stem, count = counts.most_common(1)[0]
     if count > 1:
-        raise BadInput.because(folder, f"{count} pictures are named {stem}", hint="leave one picture per frame")
+        raise BadInput.because(folder, f"{count} images are named {stem}", hint="leave one image per frame")
     return [Path(name).stem for name in names]
 
 

@@ -13,7 +13,7 @@ from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.people import PersonScore
 from stableanimator_cli.evaluate.scores import number
 from stableanimator_cli.evaluate.scoring import VideoScore
-from stableanimator_cli.media import read_picture
+from stableanimator_cli.media import read_image
 
 
 def check_recogniser(config: EvaluateConfig, detector: VideoDetector) -> None:
@@ -29,10 +29,10 @@ def check_references(pairs: Sequence[Pair], detector: VideoDetector) -> None:
     if detector.reader is None:
         return
     for path in dict.fromkeys(pair.reference for pair in pairs if pair.reference is not None):
-        if math.isnan(detector.embed_largest_face(read_picture(path))[0][0]):
+        if math.isnan(detector.embed_largest_face(read_image(path))[0][0]):
             raise NoFace(
                 f"{path}: no face found, which the videos are compared with",
-                hint="give the picture that was animated, or one in which the face is larger",
+                hint="give the image that was animated, or one in which the face is larger",
             )
 
 
@@ -88,5 +88,5 @@ def _similarity(video: VideoScore) -> float:
 
 
 def _weakest(people: Sequence[PersonScore]) -> PersonScore:
-    """The person who decides: one without a similarity, else the one with the lowest."""
+    """The person that decides the check: one without a similarity, else the one with the lowest."""
     return min(people, key=lambda one: (not math.isnan(one.values["csim_ref"]), one.values["csim_ref"]))

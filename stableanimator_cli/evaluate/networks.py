@@ -1,4 +1,4 @@
-"""LPIPS, similarity to the reference picture, and distances of sets. Absent networks become ``Missing``.
+"""LPIPS, similarity to the reference image, and distances of sets. Absent networks become ``Missing``.
 
 Statistics of a target's clips are cached by its digest: baselines and repeated runs do not compute them again.
 """
@@ -46,7 +46,7 @@ class _Distance:
 class MetricNetworks:
     """Networks of one system's evaluation, fed one video at a time: ``begin``, ``add`` each pair of frames, ``end``.
 
-    Similarity to the reference picture needs no pairs: ``see`` each predicted frame, ``similarities``.
+    Similarity to the reference image needs no pairs: ``add_frame`` each predicted frame, ``similarities``.
     """
 
     missing: list[Missing]
@@ -84,12 +84,12 @@ class MetricNetworks:
 
     @property
     def of_reference(self) -> tuple[str, ...]:
-        """The metrics that compare frames with the reference picture."""
+        """The metrics that compare frames with the reference image."""
         return tuple(self._images)
 
     def begin(self, name: str, target: str | None, reference: np.ndarray | None = None) -> None:
         """The next video. ``target`` is the digest of its target, None if its statistics must not be cached.
-        ``reference`` is its picture uint8[h,w,3]."""
+        ``reference`` is its image uint8[h,w,3]."""
         self._name = name
         for _, similarity in self._images.values():
             similarity.begin(reference)
@@ -118,7 +118,7 @@ class MetricNetworks:
             if not distance.is_cached:
                 distance.target.add(self._name, number, target)
 
-    def see(self, frame: np.ndarray) -> None:
+    def add_frame(self, frame: np.ndarray) -> None:
         """The next predicted frame uint8[h,w,3], whole and at its own size."""
         for _, similarity in self._images.values():
             similarity.add(frame)
@@ -142,7 +142,7 @@ class MetricNetworks:
             distance.predicted.finish()
             distance.target.finish()
             if distance.key is not None and not distance.is_cached:
-                evaluation_cache.store("clips", distance.key, distance.target.videos[self._name].to_arrays())
+                evaluation_cache.store_arrays("clips", distance.key, distance.target.videos[self._name].to_arrays())
         for _, perceptual in self._frames.values():
             perceptual.finish()
         return {metric: perceptual.scores.videos[self._name] for metric, (_, perceptual) in self._frames.items()}
@@ -186,7 +186,7 @@ class MetricNetworks:
 
 
 def _cached(key: str) -> Moments | None:
-    arrays = evaluation_cache.load("clips", key)
+    arrays = evaluation_cache.load_arrays("clips", key)
     try:
         return None if arrays is None else Moments.from_arrays(arrays)
     except (ValueError, KeyError):  # damaged

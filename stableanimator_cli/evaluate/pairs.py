@@ -35,7 +35,7 @@ def find_videos(path: Path) -> dict[str, Path]:
     Hidden files and previews are skipped. Raises ``BadInput`` if there are none, or two of one name.
     """
     if not path.is_dir():
-        return {require_file(path, "a video, or a folder of videos or pictures").stem: path}
+        return {require_file(path, "a video, or a folder of videos or images").stem: path}
     entries = sorted((e for e in path.iterdir() if not e.name.startswith(".")), key=lambda e: natural_key(e.name))
     videos: dict[str, Path] = {}
     for entry in entries:
@@ -54,22 +54,20 @@ def find_videos(path: Path) -> dict[str, Path]:
     if not videos:
         raise BadInput(
             path, "a folder without videos",
-            f"files ending in {', '.join(VIDEO_SUFFIXES[:4])} ..., or folders of pictures",
+            f"files ending in {', '.join(VIDEO_SUFFIXES[:4])} ..., or folders of images",
             hint=f"look with: {command('ls', path)}",
         )  # fmt: skip
     return videos
 
 
-def find_pictures(path: Path) -> dict[str, Path]:
+def find_images(path: Path) -> dict[str, Path]:
     """Images by name, of a folder or of one file."""
     if not path.is_dir():
-        return {require_file(path, "a picture or a folder of pictures").stem: path}
+        return {require_file(path, "an image or a folder of images").stem: path}
     files = (e for e in path.iterdir() if e.is_file() and not e.name.startswith(".") and e.suffix.lower() in IMAGES)
     images = {file.stem: file for file in sorted(files, key=lambda e: natural_key(e.name))}
     if not images:
-        raise BadInput(
-            path, "a folder without pictures", "one picture per video, of its name", hint=command("ls", path)
-        )
+        raise BadInput(path, "a folder without images", "one image per video, of its name", hint=command("ls", path))
     return images
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from stableanimator_cli.catalogue import evaluation_cache
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import sha256_of
-from stableanimator_cli.media import read_picture
+from stableanimator_cli.media import read_image
 from stableanimator_cli.metrics import identity
 from stableanimator_cli.metrics.identity import Csim
 from stableanimator_cli.motion.left_to_right import people_left_to_right
@@ -60,12 +60,12 @@ class FaceRows:
     def of_clip(cls, detector: VideoDetector, clip: Clip, sha256: str) -> FaceRows:
         """Faces of all frames of a clip, cached by its digest."""
         key = json.dumps([_FORMAT, "faces", sha256, detector.networks], sort_keys=True)
-        cached = evaluation_cache.load("seen", key)
+        cached = evaluation_cache.load_arrays("seen", key)
         if cached is not None and {"frame", "boxes", "own", "judge"} <= set(cached):
             return cls(**{name: cached[name] for name in ("frame", "boxes", "own", "judge")})
         found = cls.of_frames(detector, (frame for _, frame in clip.frames()))
         arrays = {"frame": found.frame, "boxes": found.boxes, "own": found.own, "judge": found.judge}
-        evaluation_cache.store("seen", key, arrays)
+        evaluation_cache.store_arrays("seen", key, arrays)
         return found
 
 
@@ -177,7 +177,7 @@ def _image_of_face(record: Mapping[str, Any], row: Mapping[str, Any]) -> np.ndar
     digests = {one.get("sha256") for one in read if one.get("path") == row["image"]}
     if digests and sha256_of(path) not in digests:
         raise BadInput(path, "another file", expected, hint=hint)
-    return read_picture(path)
+    return read_image(path)
 
 
 def _reference(motion: Motion, index: int, faces: FaceRows, row: int) -> PersonReference:

@@ -23,9 +23,9 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
     "legend.frameon": False, "legend.fontsize": 7, "lines.linewidth": 1.2, "pdf.fonttype": 42, "savefig.dpi": 300,
 }  # fmt: skip
-"""Type 42 fonts, which conferences ask for, at the size of a caption."""
+"""Type 42 fonts, which conferences require, at the size of a caption."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which people who confuse red and green can tell apart."""
+"""Okabe and Ito's, which people who confuse red and green can distinguish."""
 _LINES = ("-", "--", "-.", ":")
 ANGLES = (0, 10, 20, 30, 45, 60, 90)
 """Edges of the bins of head angles, degrees."""
@@ -95,8 +95,8 @@ def metric_boxes(systems: Systems, metrics: Sequence[str]) -> Figure | None:
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(1.75 * columns, (1.5 + 0.12 * len(systems)) * rows), layout="constrained")
-    for place, name in enumerate(shown, 1):
-        axes = figure.add_subplot(rows, columns, place)
+    for position, name in enumerate(shown, 1):
+        axes = figure.add_subplot(rows, columns, position)
         spec = METRICS[name]
         title = f"{spec.title}, {spec.unit}" if spec.unit else spec.title
         axes.set_title(f"{title} {ARROWS[spec.better]}".strip(), parse_math=False)
@@ -110,7 +110,7 @@ def metric_boxes(systems: Systems, metrics: Sequence[str]) -> Figure | None:
             box.set(facecolor=style["color"], alpha=0.6)
         axes.invert_yaxis()
         axes.set_yticks(
-            range(1, len(systems) + 1), list(systems) if (place - 1) % columns == 0 else [""] * len(systems)
+            range(1, len(systems) + 1), list(systems) if (position - 1) % columns == 0 else [""] * len(systems)
         )
         for label in axes.get_yticklabels():
             label.set_parse_math(False)

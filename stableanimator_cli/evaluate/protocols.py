@@ -19,7 +19,7 @@ PUPPET_NETWORKS = ("lpips_puppet", "fvd_puppet")
 
 
 REFERENCE_NETWORKS = ("clip_i", "dino")
-"""Metrics that compare each whole frame with the reference picture."""
+"""Metrics that compare each whole frame with the reference image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ _FACES = (
 )
 _NO_FACE = (
     "a frame without a face is skipped and lowers the detection rate; *_zero counts it as 0; a frame whose ground "
-    "truth has no face is not asked; a video whose reference picture has none is left out and counted"
+    "truth has no face is not asked; a video whose reference image has none is left out and counted"
 )
 _CLIPS = "length and stride stand in each Frechet distance's row, with the number of clips; none crosses two videos"
 _PAIRING = (
@@ -81,7 +81,7 @@ PROTOCOLS: dict[str, EvalProtocol] = {
         no_face=_NO_FACE,
         mean="frames",
         clips=_CLIPS,
-        reference_frame="frame 0 of the ground truth is the usual reference picture and is measured like every other",
+        reference_frame="frame 0 of the ground truth is the usual reference image and is measured like every other",
         identical_frames=_IDENTICAL,
         intervals=_INTERVALS,
         networks=("lpips_vgg_disco", "fvd_disco", "fid_vid", "jedi", *REFERENCE_NETWORKS),

@@ -179,7 +179,7 @@ def _systems_plot(
 ) -> Iterator[dict[str, Any]]:
     """Identity of ours and of ``others`` over frames, on the scale of the first plot; nothing without their curves."""
     name = PLOTS[0][0][-1]
-    styles = {system: f"s{place % _STYLES + 1}" for place, system in enumerate(others)}
+    styles = {system: f"s{index % _STYLES + 1}" for index, system in enumerate(others)}
     frames = max([video.frames, *(other.frames for other in others.values())])
     curves = [(styles[system], other, name) for system, other in others.items()]
     if scales[0] is not None and any(_lines(curves, scales[0], frames)):

@@ -23,7 +23,7 @@ from stableanimator_cli.evaluate.pairs import (
     FACE_PASTE,
     Pair,
     find_baselines,
-    find_pictures,
+    find_images,
     find_videos,
     match,
     match_files,
@@ -155,10 +155,10 @@ def _compare(config: EvaluateConfig, reporter: Reporter) -> Result:
 
 
 def with_sides(pairs: Sequence[Pair], config: EvaluateConfig) -> list[Pair]:
-    """Pairs with their reference pictures and motions, as ``--reference-picture`` and ``--poses`` give them."""
+    """Pairs with their reference images and motions, as ``--reference-picture`` and ``--poses`` give them."""
     sides: dict[str, dict[str, Path]] = {}
     for field, path, kind, find in (
-        ("reference", config.reference_picture, "picture", find_pictures),
+        ("reference", config.reference_picture, "image", find_images),
         ("poses", config.poses, "motion", find_poses),
     ):
         if path is not None:

@@ -65,7 +65,7 @@ def piece_borders(record: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 
 def resize_mode(record: Mapping[str, Any] | None) -> Mode:
-    """How the motion was resized to the output."""
+    """Resize mode of the motion."""
     resize = _table((record or {}).get("config")).get("resize")
     return resize if isinstance(resize, str) and resize in get_args(Mode) else "crop"  # type: ignore[return-value]
 

@@ -34,7 +34,7 @@ from stableanimator_cli.evaluate.people import (
 from stableanimator_cli.evaluate.protocols import EvalProtocol
 from stableanimator_cli.evaluate.score_builder import ScoreBuilder
 from stableanimator_cli.files import sha256_of
-from stableanimator_cli.media import open_clip, read_picture
+from stableanimator_cli.media import open_clip, read_image
 from stableanimator_cli.metrics import motion
 from stableanimator_cli.metrics.accumulators import RunningMean, paired
 from stableanimator_cli.metrics.flicker import Changes
@@ -47,11 +47,11 @@ from stableanimator_cli.records import Clip, Motion
 if TYPE_CHECKING:  # imports the libraries of the detectors
     from stableanimator_cli.evaluate.detections import VideoDetections, VideoDetector
 
-NO_POINTS = "key points have nothing to be compared with"
+NO_POINTS = "keypoints have nothing to be compared with"
 MINIMUM_SIDE = 8  # pixels: SSIM has windows of 7
 
 
-class Networks(Protocol):
+class NetworkMetrics(Protocol):
     """Metrics that need networks, fed one video at a time."""
 
     @property
@@ -59,7 +59,7 @@ class Networks(Protocol):
 
     def begin(self, name: str, target: str | None, reference: np.ndarray | None = None) -> None: ...
 
-    def see(self, frame: np.ndarray) -> None: ...
+    def add_frame(self, frame: np.ndarray) -> None: ...
 
     def similarities(self) -> Mapping[str, np.ndarray]: ...
 
@@ -101,7 +101,7 @@ class Scorer:
 
     rules: EvalProtocol
     detector: VideoDetector
-    networks: Networks
+    networks: NetworkMetrics
     truncate: bool
     borders: tuple[int, ...] | None
     reporter: Reporter
@@ -177,7 +177,7 @@ class Scorer:
         """A video without a target: only its own changes."""
         changes = Changes()
         with self.reporter.progress(clip.count, f"score {scores.pair.name}", "frame") as bar:
-            for frame in self._prepared(clip, None, scores.times, self.networks.see):
+            for frame in self._prepared(clip, None, scores.times, self.networks.add_frame):
                 changes.add(frame)
                 bar.update()
         return changes
@@ -189,7 +189,7 @@ class Scorer:
         means: dict[str, RunningMean] = {metric: RunningMean() for metric in FRAME_METRICS}
         curves: dict[str, list[float]] = {"psnr": [], "ssim": []}
         streams = (
-            self._prepared(clip, None if matched is None else matched.predicted, scores.times, self.networks.see),
+            self._prepared(clip, None if matched is None else matched.predicted, scores.times, self.networks.add_frame),
             self._prepared(target, None if matched is None else matched.target, []),
         )
         previous = -1
@@ -228,13 +228,13 @@ class Scorer:
         clip: Clip,
         positions: Sequence[int] | None,
         times: list[Fraction | None],
-        see: Callable[[np.ndarray], None] | None = None,
+        add_frame: Callable[[np.ndarray], None] | None = None,
     ) -> Iterator[np.ndarray]:
-        """Frames as pixel metrics see them; their times are added to ``times``, and ``see`` gets them whole."""
+        """Frames as pixel metrics see them; their times are added to ``times``, and ``add_frame`` gets them whole."""
         for time, frame in frames_at(clip, positions):
             times.append(time)
-            if see is not None:
-                see(frame)
+            if add_frame is not None:
+                add_frame(frame)
             yield self.rules.prepare(frame)
 
     def _borders(self, record: Mapping[str, Any] | None, scores: ScoreBuilder) -> tuple[int, ...]:
@@ -250,7 +250,7 @@ class Scorer:
         if self.detector.reader is None and not self.networks.of_reference:
             return None
         if scores.pair.reference is not None:
-            return read_picture(scores.pair.reference)
+            return read_image(scores.pair.reference)
         return None if scores.target is None else next(iter(scores.target.frames()))[1]
 
     def _score_identity(
@@ -285,7 +285,7 @@ class Scorer:
             return
         own, judge = (None, None) if image is None else self.detector.embed_largest_face(image)
         if own is not None and not np.isfinite(own).all():
-            scores.notes.append("its reference picture shows no face: left out of CSIM against the reference")
+            scores.notes.append("its reference image shows no face: left out of CSIM against the reference")
         sides_of_one = [("", predicted.own, own, None if target is None else target.own)]
         if "judge" not in self.detector.unavailable:
             sides_of_one.append(("_judge", predicted.judge, judge, None if target is None else target.judge))
@@ -311,7 +311,7 @@ class Scorer:
         times = scores.times if len(scores.times) == count else [time for time, _ in scores.clip.frames()]
         try:
             shown = indices_shown(poses, motion, record, times)
-        except Unmatched:  # a note of the key points says why
+        except Unmatched:  # a note of the keypoints has the reason
             return None
         positions = range(measured) if scores.matched is None else scores.matched.predicted
         resize = run_record.resize_mode(record)
@@ -369,7 +369,7 @@ def check_clips(clip: Clip, target: Clip | None, rules: EvalProtocol, *, truncat
     for one in (clip,) if target is None else (clip, target):
         if min(one.size) < MINIMUM_SIDE:
             raise BadInput(
-                one.path, "{}x{} pixels".format(*one.size), f"frames of {MINIMUM_SIDE} pixels a side or more"
+                one.path, "{}x{} pixels".format(*one.size), f"frames of {MINIMUM_SIDE} pixels per side or more"
             )
     if target is None:
         return None

@@ -21,9 +21,9 @@ from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.frame_matching import frames_at
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.files import MARK, check_replaceable, sha256_of
-from stableanimator_cli.media import VideoWriter, open_clip, read_picture
+from stableanimator_cli.media import VideoWriter, open_clip, read_image
 from stableanimator_cli.media.image import save_image
-from stableanimator_cli.motion.motion_file import UNTIMED_FPS  # folders of pictures have no clock
+from stableanimator_cli.motion.motion_file import UNTIMED_FPS  # folders of images have no clock
 
 FOLDER, PICTURES, POSTER = "videos", "pictures", "poster"
 _MAX_SIDE = 512  # pixels of each video's part of an image
@@ -169,7 +169,7 @@ def _frames(video: VideoScore) -> Iterator[np.ndarray]:
         target = frames_at(open_clip(video.pair.target), None if matched is None else matched.target)
         others: Iterator[np.ndarray] = (frame for _, frame in target)
     else:
-        still = None if video.pair.reference is None else _resized(read_picture(video.pair.reference), size)
+        still = None if video.pair.reference is None else _resized(read_image(video.pair.reference), size)
         blank = np.zeros((size[1], size[0], 3), np.uint8)
         others = itertools.repeat(blank if still is None else still)
     predicted = frames_at(clip, None if matched is None else matched.predicted)

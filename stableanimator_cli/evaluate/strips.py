@@ -16,7 +16,7 @@ from stableanimator_cli.evaluate.driving_points import Unmatched, indices_shown,
 from stableanimator_cli.evaluate.frame_matching import frames_at
 from stableanimator_cli.evaluate.run_record import read_record, resize_mode
 from stableanimator_cli.evaluate.scoring import VideoScore
-from stableanimator_cli.media import open_clip, read_picture
+from stableanimator_cli.media import open_clip, read_image
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.skeleton import draw_frame, draw_skeleton
 
@@ -54,7 +54,7 @@ def read_strip(videos: Mapping[str, VideoScore], detect: Detect | None) -> Strip
         target = _frames(first.pair.target, frames, None if first.matched is None else first.matched.target)
     size = open_clip(first.pair.predicted).size
     if first.pair.reference is not None:
-        columns.append(("Reference", (read_picture(first.pair.reference),)))
+        columns.append(("Reference", (read_image(first.pair.reference),)))
     elif first.pair.target is not None:
         columns.append(("Reference", (next(iter(open_clip(first.pair.target).frames()))[1],)))
     poses = _driving_poses(first, frames, size)
@@ -88,8 +88,8 @@ def draw_strip(strip: Strip) -> Figure:
             axes = figure.add_axes(box, frame_on=False, xticks=[], yticks=[])
             axes.imshow(_reduced(image, cell, tall), interpolation="none")
         text = fill(title, max(6, int(cell * 15)))
-        place = ((left + cell / 2) / total[0], (_LABEL - 0.12) / total[1])
-        figure.text(*place, text, ha="center", va="baseline", fontsize=7, linespacing=0.95, parse_math=False)
+        position = ((left + cell / 2) / total[0], (_LABEL - 0.12) / total[1])
+        figure.text(*position, text, ha="center", va="baseline", fontsize=7, linespacing=0.95, parse_math=False)
     return figure
 
 

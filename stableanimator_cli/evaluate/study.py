@@ -30,7 +30,7 @@ from stableanimator_cli.evaluate.run_record import read_record, resize_mode
 from stableanimator_cli.evaluate.scores import Table
 from stableanimator_cli.evaluate.study_blocks import balanced_blocks
 from stableanimator_cli.files import atomic_write, check_replaceable, json_text, sha256_of, translate_os_errors
-from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
+from stableanimator_cli.media import VideoWriter, open_clip, read_image, write_image
 from stableanimator_cli.motion.geometry import Mode, resize_transform
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.progress import Reporter
@@ -185,7 +185,7 @@ class _Plan:
 def _plan(pair: Pair, videos: Sequence[Path], reporter: Reporter) -> _Plan:
     """Check a case before any file is written. Raises ``BadInput`` for videos of different durations."""
     assert pair.reference is not None
-    read_picture(pair.reference)
+    read_image(pair.reference)
     clips = [open_clip(video) for video in videos]
     times = [_times(clip) for clip in clips]
     rates = _rates(clips, [len(one) for one in times])
@@ -239,9 +239,9 @@ def _case(plan: _Plan, systems: Sequence[str], out: Path, seed: int) -> dict[str
         return hashlib.sha256(name).hexdigest()[:16]
 
     image = media / f"{blind_name('reference')}.jpg"
-    shown = Image.fromarray(read_picture(pair.reference))
+    shown = Image.fromarray(read_image(pair.reference))
     shown.thumbnail((1024, 1024))
-    write_picture(image, np.asarray(shown))
+    write_image(image, np.asarray(shown))
     case: dict[str, Any] = {"name": pair.name, "reference": f"media/{image.name}", "poses": None, "videos": []}
     if pair.poses is not None:
         target = media / f"{blind_name('poses')}.mp4"

@@ -64,7 +64,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyResult:
-    """How often ours was preferred: rows by baseline, in the order of Table 6 and then of the study, and question."""
+    """Preferences for ours: rows by baseline, in the order of Table 6 and then of the study, and by question."""
 
     ours: str
     people: int
@@ -292,7 +292,7 @@ def _find_key(file: Path, inputs: tuple[Path, ...]) -> dict[str, Any]:
     folders = [file.parent, file.parent.parent, *(path for path in inputs if path.is_dir())]
     path = next((folder / KEY for folder in folders if (folder / KEY).is_file()), None)
     if path is None:
-        raise BadInput(file, f"no {KEY} beside it", "the study's key, which says whose video is whose",
+        raise BadInput(file, f"no {KEY} beside it", "the study's key, which records the system of each video",
                        hint=f"copy {KEY} from the folder of the study")  # fmt: skip
     key = read_json(path, "the key of a study")
     systems = key.get("systems") if isinstance(key, dict) else None

@@ -12,7 +12,7 @@ from stableanimator_cli.evaluate.scores import Row, Table, number
 
 PUBLISHED = "†"
 PUBLISHED_COLUMN: Mapping[str, int] = {"tiktok": 0, "unseen100": 1}
-"""Which of the two published columns a bench is shown beside; other benches are shown beside both."""
+"""Published column beside which the rows of a bench are shown; for other benches both are."""
 MEMORY = "memory, 16 frames"
 _NAMED = 12  # videos that a caption names
 COLUMNS = ("L1", "PSNR", "PSNR*", "SSIM", "LPIPS", "CSIM", "FVD")
@@ -94,7 +94,7 @@ OWN_TITLES: Mapping[str, str] = {
     "face-paste": "Face paste",
     "magic-face-paste": "Magic + face paste",
 }
-"""What measured rows are called where ours is not the thing that the paper's name means."""
+"""Names of measured rows that differ from the paper's rows of that name."""
 ABLATION_COLUMNS = ("L1", "PSNR", "SSIM", "LPIPS", "CSIM", "FVD")
 
 TABLE6: Mapping[str, tuple[float, float, float, float]] = {
@@ -115,8 +115,8 @@ FOOTNOTES = (
     "24.17 dB. Published values below that floor (22.94 on Unseen100, and several of Tables 2 to 5) cannot be that "
     "metric: on Unseen100 PSNR has another, unpublished definition.",
     "L1 of order 1e-4 implies frames of about 256x256, while memory is given for 576x1024.",
-    "FVD 326.57 (TikTok) stands in two rows, MimicMotion and ControlNeXt: probably a slip. Two L1 values of the TikTok "
-    "column, 2.66 and 2.87, are both set bold as the best.",
+    "FVD 326.57 (TikTok) is printed in two rows, MimicMotion and ControlNeXt: probably a slip. Two L1 values of the "
+    "TikTok column, 2.66 and 2.87, are both set bold as the best.",
     "The text's gains in CSIM over Unianimate, 36.9 % and 45.8 %: the differences are 0.352 and 0.458.",
 )
 

@@ -1,8 +1,8 @@
 """Images and video to uint8 RGB arrays and back: the only reader and writer of pixels.
 
 Reading: ``open_clip`` (a video, an image, a folder of images), ``take`` (a slice of frames), ``resample`` (another
-rate), ``frame_range``, ``read_picture``. Writing: ``open_writer`` (``VideoWriter``, ``AnimationWriter`` for GIF and
-WebP, ``FramesWriter`` for PNG files), in a thread ``WriterBehind``, ``write_picture``, ``write_animation``. Videos
+rate), ``frame_range``, ``read_image``. Writing: ``open_writer`` (``VideoWriter``, ``AnimationWriter`` for GIF and
+WebP, ``FramesWriter`` for PNG files), in a thread ``WriterBehind``, ``write_image``, ``write_animation``. Videos
 stream: memory does not grow with their length.
 """
 
@@ -23,11 +23,11 @@ from stableanimator_cli.media.decode import has_unreadable_audio, open_video
 from stableanimator_cli.media.encode import VideoWriter
 from stableanimator_cli.media.frames_folder import FramesWriter
 from stableanimator_cli.media.image import (
-    is_picture,
+    is_image,
     open_folder,
-    open_picture,
-    read_picture,
-    write_picture,
+    open_image,
+    read_image,
+    write_image,
 )
 from stableanimator_cli.media.threaded import WriterBehind
 from stableanimator_cli.records import Clip
@@ -41,14 +41,14 @@ __all__ = [
     "has_unreadable_audio",
     "open_clip",
     "open_writer",
-    "read_picture",
+    "read_image",
     "resample",
     "take",
     "write_animation",
-    "write_picture",
+    "write_image",
 ]
 
-_SOURCE = "a video, a picture or a folder of pictures"
+_SOURCE = "a video, an image or a folder of images"
 # Containers round times to their own ticks (Matroska: 1 ms), so a frame may seem to start this much too late.
 _TICK = Fraction(1, 1000)
 
@@ -72,7 +72,7 @@ def open_clip(path: Path | str) -> Clip:
     if path.is_dir():
         return open_folder(path)
     require_file(path, _SOURCE)
-    return open_picture(path) if is_picture(path) else open_video(path)
+    return open_image(path) if is_image(path) else open_video(path)
 
 
 def frame_range(clip: Clip, start: int | None, stop: int | None) -> tuple[int, int | None]:
@@ -95,7 +95,7 @@ def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
         raise ConfigError(
             "frames",
             text,
-            f"numbers from 0 on, as {clip.path.name} does not record its length",
+            f"numbers from 0, as {clip.path.name} does not record its length",
             hint="re-encode it to MP4",
         )
     first, last = frame_range(clip, start, stop)
@@ -144,19 +144,19 @@ def resample(clip: Clip, fps: Fraction | int) -> Clip:
     def frames() -> Frames:
         shown = 0
         origin = due = Fraction(0)
-        held: np.ndarray | None = None
+        pending: np.ndarray | None = None
         end = Fraction(0)
         for time, image in clip.frames():
             now = Fraction(0) if time is None else time
-            if held is None:
+            if pending is None:
                 origin = due = now
-            while held is not None and due + slack < now:
-                yield due, held
+            while pending is not None and due + slack < now:
+                yield due, pending
                 shown += 1
                 due = origin + shown / rate
-            held, end = image, now + last_span
-        while held is not None and due + slack < end:
-            yield due, held
+            pending, end = image, now + last_span
+        while pending is not None and due + slack < end:
+            yield due, pending
             shown += 1
             due = origin + shown / rate
 

@@ -29,7 +29,7 @@ class AnimationWriter:
 
     ``size`` is (width, height). GIF has one palette of 256 colours for all frames and counts hundredths of a second,
     WebP counts milliseconds: the start of each frame is rounded. A rate too high for browsers (above 50 or 90) is
-    lowered. The file appears whole or not at all. Frames stay in memory. Raises ``ConfigError`` for another suffix,
+    lowered. The file appears complete or not at all. Frames stay in memory. Raises ``ConfigError`` for another suffix,
     ``BadInput`` if the system refuses, ``ValueError`` for a frame of another size.
     """
 

@@ -18,7 +18,7 @@ from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError, InvalidDataError
 from av.packet import Packet
 
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, system_reason
 from stableanimator_cli.media.decode import audio_stream, first_time, open_container
 
 _COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "alac"})
@@ -137,8 +137,10 @@ class AudioTrack:
             raise self._broken(error) from error
 
     def _broken(self, error: FFmpegError) -> BadInput:
-        said = (error.strerror or str(error)).lower()
-        return BadInput(self.source, f"sound that cannot be read ({said})", "whole sound", hint="leave the sound out")
+        reason = system_reason(error)
+        return BadInput(
+            self.source, f"sound that cannot be read ({reason})", "complete sound", hint="leave the sound out"
+        )
 
     def _encode(self, time: Fraction, sound: np.ndarray) -> None:
         if sound.shape[1] == 0:

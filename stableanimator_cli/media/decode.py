@@ -26,7 +26,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, system_reason
 from stableanimator_cli.files import require_file
 from stableanimator_cli.media.declared_end import early_end
 from stableanimator_cli.media.deinterlace import deinterlaced
@@ -66,7 +66,7 @@ def open_video(path: Path) -> Clip:
 def first_time(path: Path) -> Fraction:
     """Seconds on the file's own clock at which its video starts, or the file if it has no video."""
     with open_container(path) as container:
-        if any(True for _ in _pictures(container)):
+        if any(True for _ in _video_streams(container)):
             stream = video_stream(container, path)
             frame = _first_frame(container, stream, path)
             return Fraction(0) if frame.pts is None else frame.pts * _tick(stream)
@@ -80,15 +80,15 @@ def open_container(path: Path) -> InputContainer:
         # With the prefix a name such as "a:b.mp4" is no protocol.
         return av.open(f"file:{path}", mode="r", metadata_errors="replace")
     except FFmpegError as error:
-        raise BadInput(path, f"data that is no video or picture ({_said(error)})", _VIDEO, hint=_AGAIN) from error
+        raise BadInput(path, f"data that is no video or image ({system_reason(error)})", _VIDEO, hint=_AGAIN) from error
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:
     """The first video stream; the cover image of a song is none."""
-    stream = next(_pictures(container), None)
+    stream = next(_video_streams(container), None)
     if stream is None:
-        held = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
-        raise BadInput(path, f"a file without pictures (it holds {held})", _VIDEO, hint="choose another file")
+        kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
+        raise BadInput(path, f"a file without video (it holds {kinds})", _VIDEO, hint="choose another file")
     return stream
 
 
@@ -104,7 +104,7 @@ def has_unreadable_audio(path: Path) -> bool:
     return False
 
 
-def _pictures(container: InputContainer) -> Iterator[VideoStream]:
+def _video_streams(container: InputContainer) -> Iterator[VideoStream]:
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None:
             yield stream
@@ -162,7 +162,7 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
             try:
                 frames = decoder.decode(packet if packet.size else None)
             except FFmpegError as error:
-                trouble = f"data that cannot be decoded ({_said(error)})"
+                trouble = f"data that cannot be decoded ({system_reason(error)})"
                 if shown:
                     break
                 continue
@@ -175,7 +175,7 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
         else:
             trouble = trouble or early or _early_end(container, stream, packets, indexed, last)
     except FFmpegError as error:
-        trouble = f"data that cannot be read ({_said(error)})"
+        trouble = f"data that cannot be read ({system_reason(error)})"
     for frame in _drained(decoder):
         if (problem := damage.problem(frame)) and shown:
             raise _broken(path, problem, shown, indexed)
@@ -197,11 +197,11 @@ def _without_last(packets: Iterator[Packet]) -> Iterator[Packet]:
 
 
 def _broken(path: Path, trouble: str, good: int, indexed: int | None) -> BadInput:
-    whole = f" of {indexed}" if indexed else ""
+    of_total = f" of {indexed}" if indexed else ""
     return BadInput(
         path,
         trouble,
-        f"a whole video (frames 0 to {good - 1}{whole} are good)",
+        f"a complete video (frames 0 to {good - 1}{of_total} are good)",
         frame=good,
         hint=f"copy or download it again, or use the frames 0:{good}",
     )
@@ -313,7 +313,7 @@ class _Converter:
         try:
             return _turned(self._rgb(frame), frame)
         except FFmpegError as error:
-            found = f"pixels of the kind {frame.format.name} ({_said(error)})"
+            found = f"pixels of the kind {frame.format.name} ({system_reason(error)})"
             raise BadInput(
                 self.path, found, "colours that convert to RGB", frame=index, hint="re-encode it to MP4"
             ) from error
@@ -351,7 +351,3 @@ def _turned(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
     pixels = pixels[:, ::-1] if across < 0 else pixels
     pixels = pixels[::-1] if down < 0 else pixels
     return np.ascontiguousarray(pixels)
-
-
-def _said(error: FFmpegError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -15,7 +15,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.errors import BadInput, ConfigError, system_reason
 from stableanimator_cli.files import MARK, atomic_write, translate_os_errors, write_refused
 from stableanimator_cli.media.audio import AudioTrack
 from stableanimator_cli.media.decode import ACCURATE
@@ -108,7 +108,7 @@ class VideoWriter:
                 )
             stack.callback(self._abandon)
             self._output.metadata.update(self.tag)
-            self._add_picture()
+            self._add_frame()
             if self.audio_from is not None:
                 start, end = self.audio_range or (0, None)
                 track = AudioTrack(
@@ -131,24 +131,24 @@ class VideoWriter:
         width, height = self.size
         if frame.shape[:2] != (height, width):
             raise ValueError(f"a frame of {frame.shape[1]}x{frame.shape[0]} in a video of {width}x{height}")
-        picture = VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        image = VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         if not self.lossless:
-            picture = self._scaler.reformat(
-                picture,
+            image = self._scaler.reformat(
+                image,
                 format="yuv420p",
                 dst_colorspace=Colorspace.ITU709,
                 dst_color_range=ColorRange.MPEG,
                 interpolation=ACCURATE,
             )
-        picture.pts = self.frames
-        picture.time_base = 1 / self.fps
+        image.pts = self.frames
+        image.time_base = 1 / self.fps
         with self._guarded():
-            self._mux(self._stream.encode(picture))
+            self._mux(self._stream.encode(image))
             self.frames += 1
             if self._audio is not None:
                 self._audio.pump(self.frames / self.fps)
 
-    def _add_picture(self) -> None:
+    def _add_frame(self) -> None:
         stream = self._output.add_stream(
             "libx264rgb" if self.lossless else "libx264", rate=self.fps, options=self.settings
         )
@@ -198,7 +198,7 @@ class VideoWriter:
         except FFmpegError as error:
             if isinstance(error, OSError):
                 raise write_refused(self.path, error, frame=self.frames) from error
-            said = (error.strerror or str(error)).lower()
+            reason = system_reason(error)
             raise BadInput(
-                self.path, f"an encoder that gave up ({said})", "a video of this size and rate", frame=self.frames
+                self.path, f"an encoder that gave up ({reason})", "a video of this size and rate", frame=self.frames
             ) from error

@@ -23,17 +23,17 @@ from stableanimator_cli.files import MARK, atomic_write, natural_key, require_fi
 from stableanimator_cli.records import Clip
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-Image.init()  # registers the formats beyond the five that Pillow knows at once; some builds lack AVIF
+Image.init()  # registers the formats beyond the five that Pillow loads by default; some builds lack AVIF
 _FORMATS = tuple(name for name in ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF") if name in Image.OPEN)
 _WRITTEN: dict[str, Literal["PNG", "JPEG"]] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-_PICTURE = "a picture (PNG, JPEG, WebP or BMP)"
+_IMAGE = "an image (PNG, JPEG, WebP or BMP)"
 _CONVERT = "open it in a picture editor and save it as PNG"
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
 
 
-def read_picture(path: Path | str) -> np.ndarray:
+def read_image(path: Path | str) -> np.ndarray:
     """The image in ``path`` as RGB uint8[h,w,3]; of an animation, its first frame.
 
     EXIF orientation is applied, 16 bits become 8, transparency is composited on black. Raises ``BadInput`` for a
@@ -45,7 +45,7 @@ def read_picture(path: Path | str) -> np.ndarray:
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
-    """A Pillow image as ``read_picture`` reads it from a file: RGB uint8[h,w,3]."""
+    """A Pillow image as ``read_image`` reads it from a file: RGB uint8[h,w,3]."""
     upright = _to_srgb(ImageOps.exif_transpose(image))
     if upright.mode.startswith("I"):
         deep = np.asarray(upright)
@@ -64,7 +64,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     data = image.info.get("icc_profile")
     if not data:
         return image
-    from PIL import ImageCms  # heavy, and few pictures need it
+    from PIL import ImageCms  # heavy, and few images need it
 
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
@@ -83,7 +83,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 
 def unused_content(path: Path) -> list[str]:
-    """What ``read_picture`` drops of an image, one message each: frames behind the first, and transparency."""
+    """Content of an image that ``read_image`` drops, one message each: frames behind the first, and transparency."""
     messages = []
     with _opened(path) as image, _decoding(path):
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # phones add previews to JPEG
@@ -94,18 +94,18 @@ def unused_content(path: Path) -> list[str]:
     return messages
 
 
-def write_picture(path: Path | str, picture: np.ndarray) -> None:
+def write_image(path: Path | str, image: np.ndarray) -> None:
     """Write RGB uint8[h,w,3] as PNG (exact) or JPEG (quality 95, full colour resolution), by the suffix of ``path``.
 
     Writes atomically. Raises ``ConfigError`` for another suffix, ``BadInput`` if the write fails.
     """
     path = Path(path)
-    check_frame(picture)
+    check_frame(image)
     kind = _WRITTEN.get(path.suffix.lower())
     if kind is None:
-        raise ConfigError("picture to write", path.name, "a name ending in .png, .jpg or .jpeg")
+        raise ConfigError("image to write", path.name, "a name ending in .png, .jpg or .jpeg")
     settings = {"compress_level": 4} if kind == "PNG" else {"quality": 95, "subsampling": 0}
-    save_image(path, Image.fromarray(np.ascontiguousarray(picture)), kind, **settings)
+    save_image(path, Image.fromarray(np.ascontiguousarray(image)), kind, **settings)
 
 
 def save_image(path: Path, image: Image.Image, kind: Literal["PNG", "JPEG"], **settings: Any) -> None:
@@ -134,26 +134,26 @@ def check_frame(frame: np.ndarray) -> None:
         raise ValueError(f"a frame is uint8[h,w,3], got {frame.dtype}{list(frame.shape)}")
 
 
-def is_picture(path: Path) -> bool:
-    """Whether ``open_picture`` reads this file, by its content. The video reader reads animated GIFs."""
+def is_image(path: Path) -> bool:
+    """Whether ``open_image`` reads this file, by its content. The video reader reads animated GIFs."""
     if path.is_file():  # opening a pipe would block
         with suppress(Exception), _quiet(), Image.open(path, formats=_FORMATS) as image:
             return not (image.format == "GIF" and getattr(image, "is_animated", False))
     return path.suffix.lower() in SUFFIXES
 
 
-def open_picture(path: Path) -> Clip:
+def open_image(path: Path) -> Clip:
     """An image as a clip of one frame without a clock; an animated WebP, PNG or AVIF as a clip with its own times."""
     with _opened(path) as image, _decoding(path):
         size = _turned_size(image)
         # Several images in one file are an animation only in these formats: phones add previews to JPEG (MPO).
         stop = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP", "AVIF") else 1
-        # A PNG may begin with a picture for viewers that know no animations, which is none of its frames.
+        # A PNG may begin with an image for viewers that know no animations, which is none of its frames.
         numbers = range(int(getattr(image, "default_image", False)), stop)
     count = len(numbers)
     if count == 1:
         return Clip(
-            path=path, size=size, fps=None, count=1, audio=False, frames=lambda: iter([(None, read_picture(path))])
+            path=path, size=size, fps=None, count=1, audio=False, frames=lambda: iter([(None, read_image(path))])
         )
     spans = dict(zip(numbers, _spans(path, numbers), strict=True))
     fps = count / sum(spans.values(), Fraction(0))
@@ -165,33 +165,33 @@ def open_folder(path: Path) -> Clip:
 
     Raises ``BadInput`` for a folder without images and, before anything is decoded, for images of different sizes.
     """
-    pictures = sorted(
+    images = sorted(
         (file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")),
         key=lambda file: natural_key(file.name),
     )
-    if not pictures:
+    if not images:
         raise BadInput(
             path,
-            "a folder without pictures",
+            "a folder without images",
             f"files ending in {', '.join(SUFFIXES)}",
             hint=f"look with: {command('ls', path)}",
         )
-    sizes = [picture_size(file) for file in pictures]
-    for index, (file, size) in enumerate(zip(pictures, sizes, strict=True)):
+    sizes = [image_size_of(file) for file in images]
+    for index, (file, size) in enumerate(zip(images, sizes, strict=True)):
         if size != sizes[0]:
             raise _other_size(file, size, sizes[0], index)
 
     def frames() -> Iterator[tuple[Fraction | None, np.ndarray]]:
-        for index, file in enumerate(pictures):
-            pixels = read_picture(file)
+        for index, file in enumerate(images):
+            pixels = read_image(file)
             if pixels.shape[1::-1] != sizes[0]:
                 raise _other_size(file, (pixels.shape[1], pixels.shape[0]), sizes[0], index)
             yield None, pixels
 
-    return Clip(path=path, size=sizes[0], fps=None, count=len(pictures), audio=False, frames=frames)
+    return Clip(path=path, size=sizes[0], fps=None, count=len(images), audio=False, frames=frames)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
+def image_size_of(path: Path) -> tuple[int, int]:
     """(width, height) after EXIF orientation, from the header alone."""
     with _opened(path) as image, _decoding(path):
         return _turned_size(image)
@@ -204,21 +204,21 @@ def on_black(rgba: np.ndarray) -> np.ndarray:
 
 
 def _opened(path: Path) -> Image.Image:
-    require_file(path, _PICTURE)
+    require_file(path, _IMAGE)
     try:
         with _quiet():
             return Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError as error:
-        found = "a HEIC image, which is not read" if _is_heic(path) else "data that is no picture"
-        raise BadInput(path, found, _PICTURE, hint=_CONVERT) from error
+        found = "a HEIC image, which is not read" if _is_heic(path) else "data that is no image"
+        raise BadInput(path, found, _IMAGE, hint=_CONVERT) from error
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        found, expected = f"a picture of more than {limit:.4g} megapixels", "a smaller picture"
+        found, expected = f"an image of more than {limit:.4g} megapixels", "a smaller image"
         raise BadInput(
-            path, found, expected, hint="reduce it in a picture editor; 4096 pixels a side are enough"
+            path, found, expected, hint="reduce it in a picture editor; 4096 pixels per side are enough"
         ) from None
     except Exception as error:  # Pillow raises many kinds for damaged files
-        raise BadInput(path, f"a picture that cannot be opened ({error})", _PICTURE, hint=_CONVERT) from error
+        raise BadInput(path, f"an image that cannot be opened ({error})", _IMAGE, hint=_CONVERT) from error
 
 
 def _is_heic(path: Path) -> bool:
@@ -237,7 +237,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _decoding(path: Path, kind: str = "picture", frame: int | None = None) -> Iterator[None]:
+def _decoding(path: Path, kind: str = "image", frame: int | None = None) -> Iterator[None]:
     """Turn errors while Pillow reads from an open image into ``BadInput``.
 
     Its decoders raise many kinds for damaged files, and read parts of a file (EXIF after the pixels) on access.
@@ -247,12 +247,14 @@ def _decoding(path: Path, kind: str = "picture", frame: int | None = None) -> It
             yield
     except Exception as error:
         found = f"a damaged {kind} ({error or type(error).__name__})"
-        raise BadInput(path, found, "a whole picture", frame=frame, hint="copy or download it again") from error
+        raise BadInput(path, found, "a complete image", frame=frame, hint="copy or download it again") from error
 
 
 def _pixels(path: Path, image: Image.Image, frame: int | None = None) -> np.ndarray:
     if image.mode == "F":
-        raise BadInput(path, "a picture of floating-point values", "8 or 16 bits a channel", frame=frame, hint=_CONVERT)
+        raise BadInput(
+            path, "an image of floating-point values", "8 or 16 bits per channel", frame=frame, hint=_CONVERT
+        )
     with _decoding(path, frame=frame):
         return pixels_of(image)
 
@@ -292,7 +294,7 @@ def _other_size(file: Path, size: tuple[int, int], first: tuple[int, int], index
     return BadInput(
         file,
         f"{size[0]}x{size[1]} pixels",
-        f"{first[0]}x{first[1]} as the first picture of the folder",
+        f"{first[0]}x{first[1]} as the first image of the folder",
         frame=index,
-        hint="make all pictures the same size, or move this one out of the folder",
+        hint="make all images the same size, or move this one out of the folder",
     )

@@ -1,4 +1,4 @@
-"""Numbers of the files of a folder, one file a frame."""
+"""Numbers of the files of a folder with one file per frame."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class RunningMean:
 
 @dataclass(slots=True)
 class ByVideo:
-    """A metric of frames, by video. Parts made by several processes are merged; a video may lie in both."""
+    """A metric of frames, by video. Parts made by several processes are merged; a video may be in both."""
 
     videos: dict[str, RunningMean] = field(default_factory=dict)
 

@@ -1,7 +1,7 @@
 """Confidence intervals by Student's t over videos, which are independent; frames of one video are not.
 
 Percentiles of a bootstrap are too narrow for few videos (two cover half of what they promise, eight 88 %) and, for a
-Frechet distance, lie above the value itself, since a resampled covariance is biased upward. A t-interval around the
+Frechet distance, are above the value itself, since a resampled covariance is biased upward. A t-interval around the
 value has neither fault; the coverage of both was simulated (``docs/metrics.md``). Below five videos there is none.
 """
 

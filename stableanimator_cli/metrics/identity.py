@@ -16,7 +16,7 @@ from stableanimator_cli.metrics.result import define
 WORST = 16
 """Frames of the worst stretch of a video."""
 _COSINE = "cosine of the ArcFace vectors of the largest face of each frame and of"
-_SIDES = {"ref": ("reference", "the reference picture's"), "gt": ("truth", "the same frame of the ground truth")}
+_SIDES = {"ref": ("reference", "the reference image's"), "gt": ("truth", "the same frame of the ground truth")}
 _BY = {
     "": ("", "; the recogniser that the model is conditioned on and optimised with"),
     "_judge": (" (judge)", "; a recogniser that the model never saw"),

@@ -1,4 +1,4 @@
-"""Pose accuracy: key points detected in the output against those that drove it.
+"""Pose accuracy: keypoints detected in the output against those that drove it.
 
 Points are float[t,134,3] (x, y, score) of one person, in pixels of the same frame. Errors are relative to the size of
 the person, of its hands or of its face, so that near and far people count the same. PCK: Yang and Ramanan, "Articulated

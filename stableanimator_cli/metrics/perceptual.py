@@ -67,7 +67,7 @@ def unit_distance(predicted: Sequence[np.ndarray], target: Sequence[np.ndarray])
     """LPIPS without learned weights, from feature maps [n,c,h,w] of each layer: features scaled to unit length over
     channels, squared differences summed over channels, averaged over places, summed over layers: float64[n].
 
-    ``ValueError`` where the maps of a layer differ in shape.
+    Raises ``ValueError`` if the maps of a layer differ in shape.
     """
     total = np.zeros(len(predicted[0]))
     for a, b in zip(predicted, target, strict=True):

@@ -16,7 +16,7 @@ from stableanimator_cli.metrics.result import define
 
 PEAK = 255.0
 CAP = 100.0
-"""What DisCo writes for a frame without any error, in dB."""
+"""DisCo's value for a frame without any error, in dB."""
 _SSIM_SIDE = 7
 _ROWS = 256  # rows of an SSIM map that are in memory at a time
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Better = Literal["higher", "lower", "zero", "neither"]
-"""Which values are good: high, low, near zero, or none by itself."""
+"""Direction of good values: high, low, near zero, or none by itself."""
 ARROWS: Mapping[Better, str] = {"higher": "↑", "lower": "↓", "zero": "→0", "neither": ""}
 
 

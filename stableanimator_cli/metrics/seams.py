@@ -78,8 +78,8 @@ def decode_borders(frames: int, chunk: int, overlap: int = 0) -> list[int]:
 
 
 def window_borders(windows: Sequence[Sequence[int]]) -> list[int]:
-    """Where the windows of a plan meet: the first frame of each later window, and the first one after its overlap with
-    the window before. ``windows`` are the frames by slot; slot 0 of later windows is the anchor, frame 0."""
+    """Borders between the windows of a plan: the first frame of each later window, and the first one after its overlap
+    with the window before. ``windows`` are the frames by slot; slot 0 of later windows is the anchor, frame 0."""
     borders: set[int] = set()
     for before, after in itertools.pairwise(windows):
         own = [frame for frame in after if frame != 0]

@@ -1,4 +1,4 @@
-"""CLIP-I and DINO: similarity of each frame to the reference picture, clothes, body and background included.
+"""CLIP-I and DINO: similarity of each frame to the reference image, clothes, body and background included.
 
 Ruiz et al., "DreamBooth": the cosine of image embeddings of CLIP and of DINO's ViT-S/16. The networks come from
 ``engine.features``; here is what they are fed and how their vectors are compared. Preprocessing repeats torchvision's
@@ -56,7 +56,7 @@ for _name, _title, _features, _network, _source in (
 ):  # fmt: skip
     define(
         _name, _title, "higher",
-        f"cosine of {_features} of each whole frame and of the reference picture, both bicubic with the shorter side "
+        f"cosine of {_features} of each whole frame and of the reference image, both bicubic with the shorter side "
         f"at {IMAGE_STYLES[_name].resize} pixels and cut to the central 224x224; mean over frames",
         source=f"Ruiz et al., DreamBooth; {_source}", range="-1..1", network=_network,
     )  # fmt: skip
@@ -64,7 +64,7 @@ for _name, _title, _features, _network, _source in (
 
 @dataclass(slots=True)
 class ReferenceSimilarity:
-    """Similarity of a video's frames to its reference picture, streamed: ``begin``, ``add`` each frame, ``finish``.
+    """Similarity of a video's frames to its reference image, streamed: ``begin``, ``add`` each frame, ``finish``.
 
     At most ``batch`` prepared frames are held. Nothing is computed without a reference.
     """
@@ -77,7 +77,7 @@ class ReferenceSimilarity:
     _values: list[np.ndarray] = field(default_factory=list)
 
     def begin(self, reference: np.ndarray | None) -> None:
-        """The next video, with its reference picture uint8[h,w,3]. What was added before is dropped."""
+        """The next video, with its reference image uint8[h,w,3]. What was added before is dropped."""
         self._waiting, self._values, self._reference = [], [], None
         if reference is not None:
             self._reference = self.network(IMAGE_STYLES[self.metric].prepare(reference)[None])[0]

@@ -128,11 +128,11 @@ def _draw_body(image: np.ndarray, points: np.ndarray, half: int) -> None:
 
 
 def _draw_hand(image: np.ndarray, points: np.ndarray, line: int) -> None:
-    whole = [(int(x), int(y)) for x, y in points[:, :2]]
-    drawn = [score >= THRESHOLD and x > 0 and y > 0 for (x, y), score in zip(whole, points[:, 2], strict=True)]
+    pixels = [(int(x), int(y)) for x, y in points[:, :2]]
+    drawn = [score >= THRESHOLD and x > 0 and y > 0 for (x, y), score in zip(pixels, points[:, 2], strict=True)]
     for (a, b), colour in zip(HAND_LIMBS, _HAND_COLOURS, strict=True):
         if drawn[a] and drawn[b]:
-            cv2.line(image, whole[a], whole[b], colour, thickness=line)
-    for point, there in zip(whole, drawn, strict=True):
-        if there:
+            cv2.line(image, pixels[a], pixels[b], colour, thickness=line)
+    for point, is_drawn in zip(pixels, drawn, strict=True):
+        if is_drawn:
             cv2.circle(image, point, line, (0, 0, 255), thickness=-1)

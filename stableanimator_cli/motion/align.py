@@ -139,11 +139,11 @@ def upstream_map(
     if not single.any():
         raise NoPerson(
             f"the upstream alignment needs a frame with exactly one person, and none of {len(present)} frames has one",
-            hint="choose somebody with --person, or use --align affine",
+            hint="choose a person with --person, or use --align affine",
         )
     bodies = points[single][present[single]][:, fitted]
     if len(fitted) < 2 or not np.ptp(bodies[..., 1]) > 0:
-        raise _too_few("the reference picture", len(fitted))
+        raise _too_few("the reference image", len(fitted))
     target = reference[fitted]
     slope, offset = np.polyfit(bodies[..., 1].flatten(), np.tile(target[:, 1], len(bodies)), 1)
     width, height = size
@@ -231,7 +231,7 @@ def _point_sets(motion: Motion, reference: np.ndarray, person: int) -> tuple[np.
     seen = visible(body) & motion.present[:, person, None]
     known = visible(reference)
     if not known[BODY].any():
-        raise _too_few("the reference picture", 0)
+        raise _too_few("the reference image", 0)
     common = [i for i in POINTS if known[i] and seen[:, i].any()]
     if len(common) < 3:
         common = [i for i in range(BODY.stop) if known[i] and seen[:, i].any()]
@@ -271,7 +271,6 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
 
 def _too_few(where: str, count: int) -> NoPerson:
     return NoPerson(
-        f"{where} shows {count} of the points that an alignment goes by, expected 2 or more "
-        "(head, shoulders, hips, legs)",
-        hint="use a picture and a motion that show head and shoulders, or --align none",
+        f"{where} shows {count} of the points that an alignment uses, expected 2 or more (head, shoulders, hips, legs)",
+        hint="use an image and a motion that show head and shoulders, or --align none",
     )

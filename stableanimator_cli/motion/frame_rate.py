@@ -11,7 +11,7 @@ _FINEST = 100_000  # denominators beyond this do not fit a container's time base
 _TICK = Fraction(1, 1000)  # the coarsest of a usual container: Matroska, WebM, FLV
 _USUAL = (
     *map(Fraction, (24, 25, 30, 48, 50, 60, 120)),
-    *(Fraction(whole * 1000, 1001) for whole in (24, 30, 48, 60, 120)),
+    *(Fraction(nominal * 1000, 1001) for nominal in (24, 30, 48, 60, 120)),
 )
 
 

@@ -1,4 +1,4 @@
-"""How a picture, its points and its motion go from one size to another: cropped, padded or stretched."""
+"""Resize an image, points or a motion by cropping, padding or stretching."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BIC
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResizeTransform:
-    """A mapping between frames of two sizes (width, height); made by ``fit``.
+    """A mapping between frames of two sizes (width, height), from ``resize_transform``.
 
-    ``box`` (x0, y0, x1, y1) is the part of the source that is used, in source pixels, not always whole ones;
-    ``placed`` is where it lands in the target, in whole pixels: all of it, except with ``pad``.
+    ``box`` (x0, y0, x1, y1) is the part of the source that is used, in source pixels, which may be fractional;
+    ``placed`` is its position in the target, in whole pixels: the full target, except with ``pad``.
     """
 
     source: tuple[int, int]
@@ -33,27 +33,27 @@ class ResizeTransform:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Target pixels per source pixel along x and y; different from one another where the picture is distorted."""
+        """Target pixels per source pixel along x and y, which differ if the image is distorted."""
         (x0, y0, x1, y1), (left, top, right, bottom) = self.box, self.placed
         return (right - left) / (x1 - x0), (bottom - top) / (y1 - y0)
 
     def apply_points(self, points: np.ndarray) -> np.ndarray:
-        """Source pixels [...,2] in target pixels, float64; points outside the crop land outside the target."""
+        """Source pixels [...,2] in target pixels, float64; points outside the crop are outside the target."""
         return (np.asarray(points, np.float64) - self.box[:2]) * self.scale + self.placed[:2]
 
     def apply_image(self, image: np.ndarray, resample: Resample = "lanczos") -> np.ndarray:
         """uint8[h,w,3] RGB of the source size as uint8[H,W,3] of the target size, by Pillow's ``resize``.
 
         With ``stretch`` this is ``Image.resize(target, filter)`` itself, which the reference implementation uses. The
-        bars of ``pad`` are black. ``ValueError`` where the array is not a picture of the source size.
+        bars of ``pad`` are black. Raises ``ValueError`` if the array is not an image of the source size.
         """
         image = np.asarray(image)
         expected = (self.source[1], self.source[0], 3)
         if image.shape != expected or image.dtype != np.uint8:
-            raise ValueError(f"a picture of shape {image.shape} and type {image.dtype}: expected uint8{expected}")
+            raise ValueError(f"an image of shape {image.shape} and type {image.dtype}: expected uint8{expected}")
         left, top, right, bottom = self.placed
-        picture = Image.fromarray(np.ascontiguousarray(image))
-        inner = np.asarray(picture.resize((right - left, bottom - top), _FILTERS[resample], box=self.box))
+        source = Image.fromarray(np.ascontiguousarray(image))
+        inner = np.asarray(source.resize((right - left, bottom - top), _FILTERS[resample], box=self.box))
         if inner.shape[:2] == self.target[::-1]:
             return inner.copy()
         frame = np.zeros((self.target[1], self.target[0], 3), np.uint8)
@@ -61,9 +61,9 @@ class ResizeTransform:
         return frame
 
     def transform_motion(self, motion: Motion) -> Motion:
-        """The motion in target pixels. Scores, people and times stay: who leaves the frame is still there.
+        """The motion in target pixels. Scores, people and times stay: people outside the frame are still present.
 
-        ``ValueError`` where the motion's size is not the source size.
+        Raises ``ValueError`` if the motion's size is not the source size.
         """
         if tuple(motion.size) != self.source:
             raise ValueError(f"a motion of size {motion.size}: expected {self.source}")
@@ -79,11 +79,11 @@ class ResizeTransform:
 
 
 def resize_transform(source_size: tuple[int, int], target_size: tuple[int, int], mode: Mode) -> ResizeTransform:
-    """How ``source_size`` goes into ``target_size`` (both (width, height)).
+    """The mapping from ``source_size`` to ``target_size`` (both (width, height)).
 
-    ``crop`` takes the largest part of the target's aspect round the centre and scales it; ``pad`` scales the whole and
-    leaves black bars round it; ``stretch`` scales each side by itself. ``ValueError`` for other modes and for sizes
-    that are not positive.
+    ``crop`` scales the largest centred part with the target's aspect ratio; ``pad`` scales the full image and leaves
+    black bars around it; ``stretch`` scales each side independently. Raises ``ValueError`` for other modes and for
+    sizes that are not positive.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"resize mode {mode!r}: expected crop, pad or stretch")
@@ -93,7 +93,7 @@ def resize_transform(source_size: tuple[int, int], target_size: tuple[int, int],
             raise ValueError(f"size {size[0]}x{size[1]}: expected a width and a height of 1 pixel or more")
     (width, height), (to_width, to_height) = source, target
     box, placed = (0.0, 0.0, float(width), float(height)), (0, 0, to_width, to_height)
-    # Sides are compared by whole-number products, so that equal aspects are equal and nothing is cut by rounding.
+    # Sides are compared by integer products, so that equal aspects are equal and nothing is cropped by rounding.
     wide, tall = width * to_height, height * to_width
     if mode == "crop" and wide > tall:
         side = tall / to_height

@@ -1,7 +1,7 @@
-"""The 134-point person: names, parts, bones, and the ways to and from the 133 points of COCO-WholeBody.
+"""The 134 keypoints of a person: names, parts, bones, and conversion from and to the 133 points of COCO-WholeBody.
 
 Layout (OpenPose order, left and right are the person's own): body 0-17, feet 18-23, face 24-91 (the 68 iBUG points),
-left hand 92-112, right hand 113-133. A point is (x, y, score): pixels and a confidence, 0 where nothing was seen.
+left hand 92-112, right hand 113-133. A point is (x, y, score): pixels and a confidence, 0 if nothing was detected.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 COUNT = 134
 THRESHOLD = 0.3
-"""A point whose score is above this counts as seen (the value the released networks were trained with)."""
+"""A point whose score is above this counts as visible (the value that the released networks were trained with)."""
 
 BODY = slice(0, 18)
 FEET = slice(18, 24)
@@ -59,7 +59,7 @@ HAND_LIMBS: tuple[tuple[int, int], ...] = tuple(
 
 _WHOLEBODY = 133
 _WHOLEBODY_SHOULDERS = (5, 6)
-# Where each of our first 24 points stands in COCO-WholeBody; the neck (1) has no place there and is put in its own way.
+# Index of each of our first 24 points in COCO-WholeBody, which has no neck (1): that is computed from the shoulders.
 _BODY_FROM_WHOLEBODY = (0, 0, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 _NECK = 1
 _FROM_WHOLEBODY = np.array([*_BODY_FROM_WHOLEBODY, *range(17, _WHOLEBODY)])
@@ -67,11 +67,11 @@ _TO_WHOLEBODY = np.array([*(_BODY_FROM_WHOLEBODY.index(i) for i in range(17)), *
 
 
 def from_wholebody(points: np.ndarray) -> np.ndarray:
-    """COCO-WholeBody points (as DWPose gives them) in our layout.
+    """Convert COCO-WholeBody points (the output of DWPose) to our layout.
 
-    ``points`` float[...,133,3] (x, y, score); the answer is float[...,134,3] of the same type. The neck is the middle
-    of the shoulders; its score is 1 where both shoulders are above ``THRESHOLD`` and 0 elsewhere, as in DWPose.
-    ``ValueError`` where the last two axes are not (133, 3).
+    ``points`` float[...,133,3] (x, y, score); the result is float[...,134,3] of the same type. The neck is the midpoint
+    of the shoulders; its score is 1 if both shoulders score above ``THRESHOLD``, else 0, as in DWPose.
+    Raises ``ValueError`` if the last two axes are not (133, 3).
     """
     points = _checked(points, _WHOLEBODY)
     person = points[..., _FROM_WHOLEBODY, :]
@@ -87,16 +87,16 @@ def to_wholebody(points: np.ndarray) -> np.ndarray:
 
 
 def visible(points: np.ndarray) -> np.ndarray:
-    """bool[...]: which points of float[...,3] are seen, that is score above ``THRESHOLD`` and finite coordinates."""
+    """bool[...]: which points of float[...,3] are visible: a score above ``THRESHOLD`` and finite coordinates."""
     points = np.asarray(points)
     return (points[..., 2] > THRESHOLD) & np.isfinite(points[..., :2]).all(axis=-1)
 
 
 def bounding_box(points: np.ndarray, *, margin: float = 0.0, minimum: int = 2) -> np.ndarray:
-    """The box round the seen points: float32[...,4] (x0, y0, x1, y1) of float[...,n,3].
+    """The box around the visible points: float32[...,4] (x0, y0, x1, y1) of float[...,n,3].
 
-    ``margin`` is added on every side as a share of the box's width and height. Where fewer than ``minimum`` points are
-    seen there is no box: a row of NaN.
+    ``margin`` is added on every side, as a fraction of the box's width and height. A box with fewer than ``minimum``
+    visible points is a row of NaN.
     """
     points = np.asarray(points)
     seen = visible(points)
@@ -110,10 +110,10 @@ def bounding_box(points: np.ndarray, *, margin: float = 0.0, minimum: int = 2) -
 
 
 def face_box(points: np.ndarray, *, margin: float = 0.15, minimum: int = 12) -> np.ndarray:
-    """The box of each person's face: float32[...,4] of float[...,134,3], NaN rows where no face is visible.
+    """The box of each person's face: float32[...,4] of float[...,134,3], a row of NaN if no face is visible.
 
-    Taken from the 68 face points, of which ``minimum`` must be seen; the margin makes up for the forehead, which has
-    no points. Not clipped to the frame.
+    It encloses the 68 face points, of which ``minimum`` must be visible; the margin makes up for the forehead, which
+    has no points. It is not clipped to the frame.
     """
     return bounding_box(_checked(points, COUNT)[..., FACE, :], margin=margin, minimum=minimum)
 

@@ -1,7 +1,7 @@
-"""Lengths of a body: what is measured of a person to compare their build with another's.
+"""Lengths of a body, by which the builds of two people are compared.
 
-A picture shows limbs foreshortened, never lengthened. So a length is taken where it is longest: of both sides of the
-body the longer one, and of a clip's frames a high percentile, which a few wrong points do not reach.
+An image shows limbs foreshortened, never lengthened. So a length is that of the longer side of the body, and a high
+percentile over the frames of a clip, which a few wrong points do not change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from stableanimator_cli.motion.keypoints import COUNT, FACE, LEFT_HAND, RIGHT_HA
 
 PERCENTILE = 90.0
 
-Ends = tuple[tuple[int, ...], tuple[int, ...]]  # a length goes from the middle of some points to the middle of others
+Ends = tuple[tuple[int, ...], tuple[int, ...]]  # a length is measured between the centres of two groups of points
 
 _BRIDGE, _CHIN = FACE.start + 27, FACE.start + 8
 _KNUCKLE = 9  # of the middle finger
@@ -35,7 +35,7 @@ SEGMENTS: Mapping[str, tuple[Ends, ...]] = MappingProxyType(
         "hand": tuple(((part.start,), (part.start + _KNUCKLE,)) for part in (RIGHT_HAND, LEFT_HAND)),
     }
 )
-"""What is measured, by name: one length, or those of the right and the left side."""
+"""Ends of each length by name: of one, or of those of the right and the left side."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -47,13 +47,13 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "head": ("neck", "eyes", "ears"),
     }
 )
-"""What two bodies are compared by: each group counts once."""
+"""Groups of lengths by which two bodies are compared; each group counts once."""
 
 
 def lengths(points: np.ndarray) -> dict[str, float]:
-    """The lengths in pixels of float[t,134,3], one person in t frames (a picture is t = 1); NaN where never seen.
+    """The lengths in pixels of one person float[t,134,3] in t frames (an image is t = 1); NaN if never visible.
 
-    The 90th percentile over the frames in which both ends are seen, and of two sides the longer one.
+    Each is the 90th percentile over the frames in which both ends are visible, and the longer one of two sides.
     """
     points = np.asarray(points, np.float64).reshape(-1, COUNT, 3)
     seen = visible(points)
@@ -61,16 +61,16 @@ def lengths(points: np.ndarray) -> dict[str, float]:
     for name, sides in SEGMENTS.items():
         longest = np.nan
         for start, end in sides:
-            there = seen[:, [*start, *end]].all(axis=1)
-            if there.any():
-                across = points[there][:, end, :2].mean(axis=1) - points[there][:, start, :2].mean(axis=1)
+            shown = seen[:, [*start, *end]].all(axis=1)
+            if shown.any():
+                across = points[shown][:, end, :2].mean(axis=1) - points[shown][:, start, :2].mean(axis=1)
                 longest = np.fmax(longest, np.percentile(np.linalg.norm(across, axis=-1), PERCENTILE))
         found[name] = float(longest)
     return found
 
 
 def ratios(reference: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    """reference / other of each length; NaN where one of them is unknown or nothing."""
+    """reference / other of each length; NaN if one of them is unknown or zero."""
     return {
         name: reference[name] / other[name] if reference[name] > 0 and other[name] > 0 else float("nan")
         for name in SEGMENTS

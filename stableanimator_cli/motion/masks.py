@@ -25,14 +25,14 @@ def face_mask(
     """uint8[h,w], 255 in the boxes float[n,4] of one frame and 0 elsewhere.
 
     ``size`` is the mask's (width, height); boxes are in pixels of ``source`` (default: the same). ``margin`` widens
-    each box on every side by that share of its width and height. Rows of NaN are no faces. Without a face in the frame
-    the mask is empty or, with ``missing="full"``, filled: the reference implementation's convention.
+    each box on every side by that fraction of its width and height. Rows of NaN are no faces. Without a face in the
+    frame the mask is empty or, with ``missing="full"``, filled: the reference implementation's convention.
     Raises ``ValueError`` for other values.
     """
     if missing not in get_args(Missing):
         raise ValueError(f"missing {missing!r}: expected empty or full")
     if not (np.isfinite(margin) and margin >= 0):
-        raise ValueError(f"margin {margin}: expected 0 or more, a share of the box")
+        raise ValueError(f"margin {margin}: expected 0 or more, a fraction of the box")
     source = size if source is None else source
     for sides in (size, source):
         if min(sides) < 1:

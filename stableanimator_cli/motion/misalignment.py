@@ -1,4 +1,4 @@
-"""How far a motion is from a reference picture, as one number (``docs/formats.md``, "Misalignment")."""
+"""Distance between a motion and a reference image, as one number (``docs/formats.md``, "Misalignment")."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from stableanimator_cli.records import Motion
 LARGEST_RATIO = 4.0
 """A length that differs more counts as differing this many times."""
 
-_ANCHORS = (1, 0, 14, 15, 16, 17, 2, 5, 8, 11)  # neck, nose, eyes, ears, shoulders, hips: the first one seen
+_ANCHORS = (1, 0, 14, 15, 16, 17, 2, 5, 8, 11)  # neck, nose, eyes, ears, shoulders, hips: the first visible one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misalignment:
     """``limbs``: mean of the absolute log ratios of lengths, over ``groups`` (reference / motion, by name);
-    ``place``: the distance of the anchor from where it is in the reference, in shoulder widths of the reference.
-    NaN where the two have nothing in common to compare."""
+    ``place``: the distance between the anchor in the motion and in the reference, in shoulder widths of the reference.
+    NaN if the two have nothing in common to compare."""
 
     limbs: float
     place: float
@@ -55,9 +55,9 @@ class Misalignment:
 
 
 def misalignment(motion: Motion, reference: np.ndarray, size: tuple[int, int], person: int = 0) -> Misalignment:
-    """Compare ``person`` (a place in the motion) with a reference float[134,3] in a picture of ``size`` (w, h).
+    """Compare ``person`` (an index in the motion) with a reference float[134,3] in an image of ``size`` (w, h).
 
-    A motion of another size is first scaled as a whole and put in the middle, as ``--resize pad`` does.
+    A motion of another size is first scaled and centred, as ``--resize pad`` does.
     """
     if tuple(motion.size) != tuple(size):
         motion = resize_transform(motion.size, size, "pad").transform_motion(motion)
@@ -66,7 +66,8 @@ def misalignment(motion: Motion, reference: np.ndarray, size: tuple[int, int], p
 
 
 def compare(points: np.ndarray, reference: np.ndarray) -> Misalignment:
-    """``misalignment`` of float64[t,134,3], one person in the frames they are in, and float64[134,3], same pixels."""
+    """``misalignment`` of one person float64[t,134,3] in frames with that person, and float64[134,3], in one frame's
+    pixels."""
     body = lengths(reference)
     each = ratios(body, lengths(points))
     groups = {}
@@ -80,11 +81,11 @@ def compare(points: np.ndarray, reference: np.ndarray) -> Misalignment:
 
 
 def _place(points: np.ndarray, reference: np.ndarray, unit: float) -> float:
-    there = visible(reference.reshape(COUNT, 3))
+    shown = visible(reference.reshape(COUNT, 3))
     seen = visible(points) if len(points) else np.zeros((0, COUNT), bool)
-    for share in (0.5, 0.0):  # an anchor that is seen half of the time, or else one that is seen at all
+    for share in (0.5, 0.0):  # an anchor that is visible in half of the frames, or else in any
         for anchor in _ANCHORS:
-            if there[anchor] and seen[:, anchor].sum() > share * len(points):
+            if shown[anchor] and seen[:, anchor].sum() > share * len(points):
                 middle = np.median(points[seen[:, anchor], anchor, :2], axis=0)
                 return float(np.linalg.norm(middle - reference[anchor, :2]) / unit)
     return math.nan

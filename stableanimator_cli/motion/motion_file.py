@@ -1,6 +1,6 @@
 """Motions as files: our ``poses.npz``, and the pose dictionaries of DWPose tools (``docs/formats.md``).
 
-OpenPose JSON has a room of its own, ``openpose.py``.
+OpenPose JSON has a module of its own, ``openpose.py``.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from stableanimator_cli.records import Motion
 
 VERSION = 1
 UNTIMED_FPS = Fraction(30)
-"""Frames a second of what has no clock: folders of pictures, JSON, a single frame."""
+"""Frames per second of sources without a clock: folders of images, JSON, a single frame."""
 
 FARTHEST = 2**20
-"""No point is farther away: pixels."""
+"""Largest distance of a point from the origin along x or y, in pixels."""
 LONGEST_SIDE = 2**14
-"""of a frame, in pixels."""
+"""Longest side of a frame, in pixels."""
 _LONGEST = 10**7  # seconds of a motion
-_LONGEST_FRAME = 60  # seconds from one frame to the next: resampled, each becomes a frame an instant
-_NEEDED = {  # name: (axes as they are called in messages, kinds of numbers)
+_LONGEST_FRAME = 60  # seconds from one frame to the next: resampling fills a pause with copies of a frame
+_NEEDED = {  # name: (axes by their names in messages, kinds of numbers)
     "keypoints": (("t", "p", COUNT, 3), "f"),
     "present": (("t", "p"), "b"),
     "track": (("p",), "iu"),
@@ -43,7 +43,7 @@ _TIMES = {"times": (("t", 2), "iu")}
 def save_motion(path: Path | str, motion: Motion) -> Path:
     """Write a motion as ``poses.npz``; the same motion always gives the same bytes. Returns the path.
 
-    The file appears whole or not at all. ``BadInput`` where it cannot be written.
+    The file appears complete or not at all. Raises ``BadInput`` if it cannot be written.
     """
     with staged_motion(path, motion):
         pass
@@ -71,7 +71,7 @@ def staged_motion(path: Path | str, motion: Motion) -> Iterator[None]:
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> Path:
     """Write arrays as a compressed npz with the mark of our files as its comment; equal arrays give equal bytes.
 
-    Returns ``path``, which appears whole or not at all. ``BadInput`` where it cannot be written.
+    Returns ``path``, which appears complete or not at all. Raises ``BadInput`` if it cannot be written.
     """
     with _staged(path, arrays):
         pass
@@ -80,11 +80,11 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> Path:
 
 @contextmanager
 def _staged(path: Path, arrays: Mapping[str, Any]) -> Iterator[None]:
-    with atomic_write(path, marked=True) as part:
+    with atomic_write(path, marked=True) as temp:
         with translate_os_errors(path):
-            with part.open("wb") as file:
+            with temp.open("wb") as file:
                 np.savez_compressed(file, **arrays)
-            with zipfile.ZipFile(part, "a") as archive:
+            with zipfile.ZipFile(temp, "a") as archive:
                 archive.comment = MARK.encode()
         yield
 
@@ -102,7 +102,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def load_motion(path: Path | str) -> Motion:
-    """Read a ``poses.npz``. ``BadInput`` where it is missing, damaged, of another version, or of wrong shapes."""
+    """Read a ``poses.npz``. Raises ``BadInput`` if it is missing, damaged, of another version, or of wrong shapes."""
     path = Path(path)
     arrays = read_arrays(path)
     again = "write the motion again with this version's `sa preprocess`"
@@ -138,14 +138,14 @@ def load_motion(path: Path | str) -> Motion:
 
 
 def read_arrays(path: Path, expected: str = "a motion file (.npz)") -> dict[str, np.ndarray]:
-    """The arrays of an npz file, without pickles. ``BadInput`` where it is missing, damaged or holds objects."""
+    """The arrays of an npz file, without pickles. Raises ``BadInput`` if it is missing, damaged or holds objects."""
     return read_npz(path, expected, hint="make the file again")
 
 
 def _check_shape(
     path: Path, name: str, array: np.ndarray, shape: tuple[str | int, ...], kinds: str, axes: dict[str, int]
 ) -> None:
-    """Hold an array against its axes; a letter's length is learnt from the first array that has it."""
+    """Compare the shape of an array with its axes; the first array with a named axis sets its length in ``axes``."""
     expected = f"{name}[{','.join(str(axis) for axis in shape)}]"
     fits = array.ndim == len(shape) and array.dtype.kind in kinds
     if fits:
@@ -158,12 +158,13 @@ def _check_shape(
 
 
 def check_points(path: Path, keypoints: np.ndarray, present: np.ndarray) -> None:
-    """``BadInput`` for points [t,p,k,3] of somebody ``present`` [t,p] that are not finite or far outside any frame."""
+    """Raise ``BadInput`` for points [t,p,k,3] of people ``present`` [t,p] that are not finite or far outside any
+    frame."""
     near = np.isfinite(keypoints).all(axis=(2, 3)) & (np.abs(np.nan_to_num(keypoints)) <= FARTHEST).all(axis=(2, 3))
     if (bad := ~near & present).any():
         frame, person = (int(i) for i in np.argwhere(bad)[0])
-        found = f"key points of person {person} that are not finite or beyond {FARTHEST} pixels"
-        raise BadInput(path, found, "numbers, and score 0 where nothing is seen", frame=frame)
+        found = f"keypoints of person {person} that are not finite or beyond {FARTHEST} pixels"
+        raise BadInput(path, found, "numbers, and score 0 for points that are not visible", frame=frame)
 
 
 def _times(path: Path, pairs: np.ndarray) -> tuple[Fraction, ...]:
@@ -191,11 +192,11 @@ def check_times(path: Path, times: Sequence[Fraction]) -> None:
 
 
 def from_pose_dict(pose: Mapping[str, Any]) -> np.ndarray:
-    """The pose dictionary of DWPose tools as float64[p,134,3], x and y as shares of the frame (``draw_normalised``).
+    """The pose dictionary of DWPose tools as float64[p,134,3], x and y as fractions of the frame (``draw_normalised``).
 
     ``pose`` holds ``bodies`` (``candidate`` [18p,2], ``subset`` [p,18]: rows of ``candidate`` or -1, ``score`` [p,18]),
     ``hands`` [2p,21,2] (all left hands, then all right) with ``hands_score``, ``faces`` [p,68,2] with ``faces_score``.
-    Feet are not part of it: score 0. ``ValueError`` where shapes disagree.
+    Feet are not part of it: score 0. Raises ``ValueError`` if shapes disagree.
     """
     bodies = pose["bodies"]
     subset = np.asarray(bodies["subset"], np.float64).reshape(-1, 18)
@@ -203,7 +204,7 @@ def from_pose_dict(pose: Mapping[str, Any]) -> np.ndarray:
     people = np.zeros((count, COUNT, 3))
     people[:, BODY, :2] = np.asarray(bodies["candidate"], np.float64).reshape(count, 18, 2)
     score = np.asarray(bodies["score"], np.float64).reshape(count, 18)
-    # A joint that the dictionary marks as unseen stays unseen, whatever score stands beside it.
+    # A joint that the dictionary marks as invisible stays invisible, whatever its score is.
     people[:, BODY, 2] = np.where((subset < 0) & (score > THRESHOLD), 0.0, score)
     people[:, FACE, :2] = np.asarray(pose["faces"], np.float64).reshape(count, 68, 2)
     people[:, FACE, 2] = np.asarray(pose["faces_score"], np.float64).reshape(count, 68)
@@ -216,7 +217,7 @@ def from_pose_dict(pose: Mapping[str, Any]) -> np.ndarray:
 
 
 def to_pose_dict(people: np.ndarray) -> dict[str, Any]:
-    """Float[p,134,3] (shares of the frame) as the dictionary that ``from_pose_dict`` reads. Feet are lost."""
+    """Float[p,134,3] (fractions of the frame) as the dictionary that ``from_pose_dict`` reads. Feet are lost."""
     people = np.asarray(people, np.float64).reshape(-1, COUNT, 3)
     score = people[:, BODY, 2]
     rows = np.arange(score.size).reshape(score.shape)

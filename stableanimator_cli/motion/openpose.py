@@ -34,8 +34,8 @@ from stableanimator_cli.readers_fields import is_number, kind_of, shown
 from stableanimator_cli.records import Motion
 
 _FRAME_NAME = re.compile(r"frame_\d{12}_keypoints\.json")
-_BYTES = 2**29  # of a file: hours of several people
-# Our point for each point of BODY_25; its mid-hip (8) is made of the hips when written and dropped when read.
+_BYTES = 2**29  # largest file: hours of several people
+# Our point for each point of BODY_25; its mid-hip (8) is computed from the hips when written and dropped when read.
 _BODY_25 = (*range(8), None, *range(8, 24))
 _MID_HIP = 8
 _HIPS = (INDEX["right_hip"], INDEX["left_hip"])
@@ -48,12 +48,12 @@ _PARTS: dict[str, dict[int, list[int | None]]] = {  # key: {points in the file: 
 _UNSIZED = (
     "add canvas_width and canvas_height to the frames, or convert them: sa preprocess FILE --size WxH -o motion.npz"
 )
-_SHARES = 2.0  # with a canvas given, coordinates that all stay below this are shares of it, not pixels
+_FRACTIONS = 2.0  # with a canvas given, coordinates that are all below this are fractions of it, not pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenPose:
-    """What was read: the motion, and where its size comes from."""
+    """The motion of a file or folder, and the source of its size."""
 
     motion: Motion
     size_from: Literal["file", "caller", "extent"]
@@ -75,20 +75,20 @@ class _Frame:
 def load_openpose(path: Path | str, *, size: tuple[int, int] | None = None) -> OpenPose:
     """Read OpenPose JSON: a folder of ``*.json`` in natural order, or one file that holds a frame or a list of frames.
 
-    The frame size is what the files say (``canvas_width``, ``canvas_height``), else ``size`` (width, height), else the
-    extent of the points: ``size_from`` tells which. There are no times. People keep their order, or follow
-    ``person_id`` where every person has one. Face boxes are taken from the face points.
-    ``BadInput`` names file and frame of whatever does not fit.
+    The frame size is that of the files (``canvas_width``, ``canvas_height``), else ``size`` (width, height), else the
+    extent of the points; ``size_from`` is its source. There are no times. People keep their order, or have that of
+    ``person_id`` if every person has one. Face boxes are those of the face points.
+    Raises ``BadInput`` with file and frame for data of another form.
     """
     path = Path(path)
     frames = _read_folder(path) if path.is_dir() else _read_file(path)
     tracks, slots = _slots(frames)
     keypoints = np.zeros((len(frames), len(tracks), COUNT, 3))
     present = np.zeros((len(frames), len(tracks)), bool)
-    for index, (frame, places) in enumerate(zip(frames, slots, strict=True)):
-        for person, place in zip(frame.people, places, strict=True):
-            keypoints[index, place] = person.points
-            present[index, place] = True
+    for index, (frame, slots_of_frame) in enumerate(zip(frames, slots, strict=True)):
+        for person, slot in zip(frame.people, slots_of_frame, strict=True):
+            keypoints[index, slot] = person.points
+            present[index, slot] = True
 
     canvas = _canvas(frames)
     seen = keypoints[keypoints[..., 2] > 0]
@@ -104,10 +104,10 @@ def load_openpose(path: Path | str, *, size: tuple[int, int] | None = None) -> O
         )
     if size_from == "extent" and max(found) > LONGEST_SIDE:
         raise BadInput(path, f"points as far as {found[0]}x{found[1]}", f"within {LONGEST_SIDE} pixels", hint=_UNSIZED)
-    shares = len(seen) > 0 and np.abs(seen[:, :2]).max() <= _SHARES
-    if shares and size_from == "extent":
-        raise BadInput(path, "coordinates that are shares of an unknown size", "points in pixels", hint=_UNSIZED)
-    if shares and min(found) > _SHARES:
+    fractions = len(seen) > 0 and np.abs(seen[:, :2]).max() <= _FRACTIONS
+    if fractions and size_from == "extent":
+        raise BadInput(path, "coordinates that are fractions of an unknown size", "points in pixels", hint=_UNSIZED)
+    if fractions and min(found) > _FRACTIONS:
         keypoints[..., :2] *= found
     keypoints = keypoints.astype(np.float32)
     motion = Motion(
@@ -122,12 +122,12 @@ def load_openpose(path: Path | str, *, size: tuple[int, int] | None = None) -> O
 
 
 def save_openpose(path: Path | str, motion: Motion, *, body: Literal[25, 18] = 25) -> Path:
-    """Write a motion as OpenPose JSON. Returns the path, which appears whole or not at all.
+    """Write a motion as OpenPose JSON. Returns the path, which appears complete or not at all.
 
     A name that ends in ``.json`` becomes one file with a list of frames, any other a folder of
     ``frame_000000000000_keypoints.json`` and so on. ``body`` chooses BODY_25 (nothing is lost) or COCO-18, which has no
-    feet. Times are not part of the format. ``BadInput`` if the path cannot be written or is a link, or the folder holds
-    anything but frames that this function wrote: those are replaced.
+    feet. Times are not part of the format. An existing folder of frames that this function wrote is replaced. Raises
+    ``BadInput`` if the path cannot be written or is a link, or if the folder holds anything else.
     """
     path = Path(path)
     frames = [_frame_json(motion, index, body) for index in range(len(motion))]
@@ -137,13 +137,13 @@ def save_openpose(path: Path | str, motion: Motion, *, body: Literal[25, 18] = 2
     earlier = None if single or not path.is_dir() or not any(path.iterdir()) else _check_own_frames(path)
     aside = temporary_path(path.with_name(f"{path.name}.old"))
     try:
-        with atomic_write(path, folder=not single, marked=single) as part, translate_os_errors(path):
+        with atomic_write(path, folder=not single, marked=single) as temp, translate_os_errors(path):
             if single:
-                part.write_text("[" + ",\n".join(frames) + "]\n", encoding="utf-8")
+                temp.write_text("[" + ",\n".join(frames) + "]\n", encoding="utf-8")
             else:
-                part.mkdir()
+                temp.mkdir()
                 for index, frame in enumerate(frames):
-                    (part / f"frame_{index:012d}_keypoints.json").write_text(frame + "\n", encoding="utf-8")
+                    (temp / f"frame_{index:012d}_keypoints.json").write_text(frame + "\n", encoding="utf-8")
             if earlier is not None:
                 os.replace(path, aside)
     except BaseException:
@@ -158,8 +158,8 @@ def save_openpose(path: Path | str, motion: Motion, *, body: Literal[25, 18] = 2
 
 
 def _check_own_frames(folder: Path) -> list[str]:
-    """Names of what a folder holds, which may be replaced. Raises ``BadInput`` if any of it was not written by
-    ``save_openpose``."""
+    """Names of a folder's entries, which may be replaced. Raises ``BadInput`` if ``save_openpose`` did not write one of
+    them."""
     for entry in sorted(folder.iterdir()):
         if not (_FRAME_NAME.fullmatch(entry.name) and entry.is_file() and carries_mark(entry)):
             raise BadInput.because(
@@ -176,13 +176,13 @@ def _frame_json(motion: Motion, index: int, body: int) -> str:
     ):
         entry: dict[str, Any] = {"person_id": [int(track)]}
         for key, layouts in _PARTS.items():
-            places = layouts[body] if key == "pose_keypoints_2d" else layouts[max(layouts)]
-            points = np.array([np.zeros(3) if place is None else person[place] for place in places])
+            indices = layouts[body] if key == "pose_keypoints_2d" else layouts[max(layouts)]
+            points = np.array([np.zeros(3) if index is None else person[index] for index in indices])
             hips = person[list(_HIPS)]
-            if len(places) == len(_BODY_25) and (hips[:, 2] > 0).all():
+            if len(indices) == len(_BODY_25) and (hips[:, 2] > 0).all():
                 points[_MID_HIP] = [*hips[:, :2].mean(axis=0), hips[:, 2].min()]
             points[~np.isfinite(points).all(axis=-1)] = 0
-            # Nine digits are enough to bring every float32 back.
+            # Nine digits reproduce every float32.
             entry[key] = [float(f"{value:.9g}") for value in points.ravel().tolist()]
         people.append(entry)
     width, height = motion.size
@@ -195,12 +195,12 @@ def _read_folder(folder: Path) -> list[_Frame]:
     named = [file for file in files if file.stem.endswith("_keypoints")]
     files = sorted(named or files, key=lambda file: natural_key(file.name))
     if not files:
-        raise BadInput(folder, "no .json files", "OpenPose JSON, a file a frame (*_keypoints.json)")
+        raise BadInput(folder, "no .json files", "OpenPose JSON, one file per frame (*_keypoints.json)")
     frames = []
     for index, file in enumerate(files):
         found = _read_file(file, frame=index)
         if len(found) != 1:
-            raise BadInput(file, f"{len(found)} frames in a file", "one frame a file in a folder", frame=index)
+            raise BadInput(file, f"{len(found)} frames in a file", "one frame per file in a folder", frame=index)
         frames += found
     return frames
 
@@ -209,7 +209,7 @@ def _read_file(path: Path, frame: int | None = None) -> list[_Frame]:
     def error(path: Path | str, problem: str, *, hint: str | None = None) -> BadInput:
         return BadInput.because(path, problem, frame=frame, hint=hint)
 
-    # what is not finite is named with its place further below
+    # numbers that are not finite are reported with their position by ``_read_person``
     data = read_json(path, "OpenPose JSON", nan=True, limit=_BYTES, error=error, hint="was the file cut short?")
     if isinstance(data, dict):
         return [_read_frame(path, frame, data)]
@@ -241,18 +241,18 @@ def _read_person(path: Path, frame: int | None, index: int, data: Any) -> _Perso
         raise BadInput(path, f"{kind_of(data)} for person {index}", "an object with pose_keypoints_2d", frame=frame)
     person = np.zeros((COUNT, 3))
     for key, layouts in _PARTS.items():
-        values = data.get(key) or []  # tools leave parts out, or write null or an empty list
+        values = data.get(key) or []  # tools omit parts, or write null or an empty list
         if not isinstance(values, list) or (values and (len(values) % 3 or len(values) // 3 not in layouts)):
             found = f"{len(values)} numbers" if isinstance(values, list) else kind_of(values)
             counts = " or ".join(f"{3 * count} ({count} points of x, y, score)" for count in layouts)
             raise BadInput(path, f"{found} in {key} of person {index}", counts, frame=frame)
-        for place, value in enumerate(values):
+        for position, value in enumerate(values):
             if not is_number(value) or abs(value) > FARTHEST:
-                found = f"{shown(value)} at {place} of {key} of person {index}"
+                found = f"{shown(value)} at {position} of {key} of person {index}"
                 raise BadInput(path, found, f"finite numbers within {FARTHEST}", frame=frame)
         if values:
-            places = layouts[len(values) // 3]
-            pairs = [(theirs, ours) for theirs, ours in enumerate(places) if ours is not None]
+            layout = layouts[len(values) // 3]
+            pairs = [(theirs, ours) for theirs, ours in enumerate(layout) if ours is not None]
             rows = np.array(values, np.float64).reshape(-1, 3)
             person[[ours for _, ours in pairs]] = rows[[theirs for theirs, _ in pairs]]
     ids = data.get("person_id")
@@ -265,19 +265,20 @@ def _read_person(path: Path, frame: int | None, index: int, data: Any) -> _Perso
 def _slots(frames: list[_Frame]) -> tuple[list[int], list[list[int]]]:
     """Track numbers, and for each frame the slot of each of its people.
 
-    By ``person_id`` where all have one and none is there twice, in rising order; else by their place in the file.
+    They follow ``person_id`` in rising order if all people have one and no frame repeats one, else the order in the
+    file.
     """
     ids = [[person.id for person in frame.people] for frame in frames]
     known = [number for row in ids for number in row if number is not None]
     if known and all(None not in row and len(set(row)) == len(row) for row in ids):
         tracks = sorted(set(known))
         return tracks, [[tracks.index(number) for number in row if number is not None] for row in ids]
-    most = max(len(row) for row in ids)
-    return list(range(most)), [list(range(len(row))) for row in ids]
+    maximum = max(len(row) for row in ids)
+    return list(range(maximum)), [list(range(len(row))) for row in ids]
 
 
 def _canvas(frames: list[_Frame]) -> tuple[int, int] | None:
-    """The one canvas size of all frames that state one; ``BadInput`` where they disagree."""
+    """The canvas size of all frames that have one. Raises ``BadInput`` if they disagree."""
     first = None
     for index, frame in enumerate(frames):
         if frame.canvas is None:

@@ -1,4 +1,4 @@
-"""A picture to judge an alignment by: the reference, its own skeleton, and aligned skeletons over it."""
+"""Preview of an alignment: the reference image, its own skeleton, and aligned skeletons over it."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ REFERENCE_COLOUR = (0, 230, 255)
 ALIGNED_COLOUR = (255, 130, 0)
 
 _NUMBER_COLOUR = (255, 255, 255)
-_LEAST_SIDE = 512  # smaller pictures are enlarged by a whole factor, or lines would cover what they show
+_MIN_SIDE = 512  # smaller images are enlarged by a whole factor, or lines would cover what they show
 _DIM = 0.55
 _BINARY = 4  # binary places of OpenCV's sub-pixel coordinates
-_FAR = 4.0  # frames; OpenCV's coordinates end at some point
+_FAR = 4.0  # frame sizes; farther points would exceed the range of OpenCV's coordinates
 
 
 def overlay(
-    picture: np.ndarray,
+    image: np.ndarray,
     reference: np.ndarray,
     motion: Motion,
     frames: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """uint8[h,w,3] RGB: ``picture`` dimmed, the reference's skeleton float[134,3] in blue, and those of a motion of the
-    picture's size in orange, later frames brighter.
+    """uint8[h,w,3] RGB: ``image`` dimmed, the reference's skeleton float[134,3] in blue, and those of a motion of the
+    image's size in orange, later frames brighter.
 
-    ``frames`` are numbers of the motion's frames (default: the first, the middle and the last in which anybody is
-    there). Several people have their numbers, in the last of these frames. A picture whose shorter side is below 512 is
-    enlarged by a whole factor. ``ValueError`` where sizes differ or a frame is not there.
+    ``frames`` are indices of the motion's frames (default: the first, the middle and the last with a person). Several
+    people have their numbers, in the last of these frames. An image whose shorter side is below 512 is enlarged by an
+    integer factor. Raises ``ValueError`` if sizes differ or a frame does not exist.
     """
-    picture = np.asarray(picture)
-    height, width = picture.shape[:2]
-    if picture.shape != (height, width, 3) or picture.dtype != np.uint8 or (width, height) != tuple(motion.size):
-        raise ValueError(f"a picture {picture.dtype}{list(picture.shape)} for a motion of size {motion.size}")
+    image = np.asarray(image)
+    height, width = image.shape[:2]
+    if image.shape != (height, width, 3) or image.dtype != np.uint8 or (width, height) != tuple(motion.size):
+        raise ValueError(f"an image {image.dtype}{list(image.shape)} for a motion of size {motion.size}")
     if frames is None:
-        there = np.flatnonzero(motion.present.any(axis=1))
-        frames = sorted({int(there[i]) for i in (0, len(there) // 2, -1)}) if len(there) else []
+        occupied = np.flatnonzero(motion.present.any(axis=1))
+        frames = sorted({int(occupied[i]) for i in (0, len(occupied) // 2, -1)}) if len(occupied) else []
     if any(not 0 <= frame < len(motion) for frame in frames):
         raise ValueError(f"frames {list(frames)} of a motion of {len(motion)} frames")
-    factor = max(1, -(-_LEAST_SIDE // min(height, width)))
-    canvas = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+    factor = max(1, -(-_MIN_SIDE // min(height, width)))
+    canvas = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
     canvas = (canvas * _DIM).astype(np.uint8)
     thick = max(1, round(min(canvas.shape[:2]) / 256))
     for n, frame in enumerate(frames):
@@ -64,8 +64,8 @@ def overlay(
         draw_numbers(canvas, motion, frames[-1], np.array([factor, factor]), thick)
     numbers = ", ".join(str(frame) for frame in frames)
     for line, (text, colour) in enumerate([("reference", REFERENCE_COLOUR), (f"frames {numbers}", ALIGNED_COLOUR)]):
-        place = (4 * thick, 12 * thick * (line + 1))
-        cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.35 * thick, colour, thick, cv2.LINE_AA)
+        position = (4 * thick, 12 * thick * (line + 1))
+        cv2.putText(canvas, text, position, cv2.FONT_HERSHEY_SIMPLEX, 0.35 * thick, colour, thick, cv2.LINE_AA)
     return canvas
 
 

@@ -2,8 +2,8 @@
 
 Hard-edged marks that overwrite one another are drawn on a canvas with a shorter side of 2160. OpenCV's bilinear
 ``resize`` without an area filter then decimates it. The networks were trained with the aliasing of that decimation, so
-it is reproduced, but at less cost. Marks are drawn in the part of the canvas that they touch, and only canvas pixels
-that the decimation reads are computed (``docs/formats.md``, "Skeletons").
+it is reproduced, at lower cost: marks are drawn in the part of the canvas that they touch, and only canvas pixels that
+the decimation reads are computed (``docs/formats.md``, "Skeletons").
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ JOINT_RADIUS = 4
 FACE_RADIUS = 3
 HAND_LINE = 2
 MAX_ASPECT = 40
-_FAR = 1000.0  # frames; a farther point is a wrong estimate, and would overflow OpenCV's integers
+_FAR = 1000.0  # frame sizes; a farther point is a wrong estimate, and would overflow OpenCV's integers
 
 BODY_COLOURS = (
     (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0),
@@ -43,7 +43,7 @@ Colour = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """One mark on the canvas: a filled polygon, a thick line or a disc, and how far it reaches from its points."""
+    """One mark on the canvas: a filled polygon, a thick line or a disc, which extends ``reach`` from its points."""
 
     colour: Colour
     points: tuple[Point, ...]
@@ -53,7 +53,7 @@ class _Mark:
     def draw(self, canvas: np.ndarray, left: int, top: int) -> None:
         moved = [(x - left, y - top) for x, y in self.points]
         if self.outline is not None:
-            # The outline was rounded on the whole canvas: rounding it here would move ties by a pixel.
+            # The outline was rounded on the full canvas: rounding it here would move ties by a pixel.
             cv2.fillConvexPoly(canvas, self.outline - np.array([left, top], np.int32), self.colour)
         elif len(moved) == 2:
             cv2.line(canvas, moved[0], moved[1], self.colour, thickness=HAND_LINE)
@@ -73,8 +73,8 @@ def is_tagged(tag: Mapping[str, str]) -> bool:
 def draw_skeleton(people: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Draw people float[p,134,3] (pixels of ``size`` = (width, height), score) on black: uint8[h,w,3] RGB.
 
-    Limbs need both ends at ``THRESHOLD`` or above, joints must be above it; hands and faces are drawn whatever their
-    scores say, as dark as those say. Points that are not finite are left out. ``ConfigError`` for sizes that cannot be.
+    Limbs need both ends at ``THRESHOLD`` or above, joints must be above it. Hands and faces are drawn whatever their
+    scores are, dimmed by them. Points that are not finite are left out. Raises ``ConfigError`` for impossible sizes.
     """
     people = np.asarray(people, np.float64)
     if people.ndim != 3 or people.shape[1:] != (COUNT, 3):
@@ -83,10 +83,10 @@ def draw_skeleton(people: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def draw_normalised(people: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``draw_skeleton`` for float64[p,134,3] whose x and y are shares of the width and height.
+    """``draw_skeleton`` for float64[p,134,3] whose x and y are fractions of the width and height.
 
-    This is the form in which the reference implementation holds poses: a float64 share taken to pixels and back can
-    lose its last bit, and with it a pixel.
+    The reference implementation stores poses in this form. A float64 fraction converted to pixels and back can lose its
+    last bit, and with it a pixel.
     """
     width, height = _checked_size(size)
     frame = np.zeros((height, width, 3), np.uint8)
@@ -103,7 +103,7 @@ def draw_normalised(people: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         last = int(np.searchsorted(taps.first, high, "left"))
         if first >= last:
             return frame
-        # The part drawn holds every mark whole (cut only where the canvas itself ends) and all that is read of it.
+        # The drawn part holds every mark (clipped at the canvas's edge alone) and all pixels that the decimation reads.
         start = min(max(low, 0), int(taps.first[first]))
         stop = max(min(high, length), int(taps.second[last - 1]) + 1)
         spans.append((taps.part(first, last, start), first, start, stop))
@@ -121,20 +121,20 @@ def draw_frame(motion: Motion, index: int) -> np.ndarray:
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
-    """``size`` itself: whole numbers above 0, and no strip so long that its canvas would not fit in memory."""
+    """``size`` as integers. Raises ``ConfigError`` below 1, and for a strip whose canvas would not fit in memory."""
     width, height = (int(v) for v in size)
     if min(width, height) < 1:
         raise ConfigError("size of a skeleton", f"{width}x{height}", "a width and a height of 1 pixel or more")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ConfigError(
             "size of a skeleton", f"{width}x{height}", f"sides that differ no more than {MAX_ASPECT} times",
-            hint="skeletons are drawn at 2160 pixels on the shorter side; crop the picture or choose another --size",
+            hint="skeletons are drawn at 2160 pixels on the shorter side; crop the image or choose another --size",
         )  # fmt: skip
     return width, height
 
 
 def canvas_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of the canvas for a frame of ``size``: the shorter side 2160, both cut to whole pixels."""
+    """(width, height) of the canvas for a frame of ``size``: the shorter side 2160, both truncated to whole pixels."""
     width, height = size
     scale = CANVAS / min(width, height)
     return int(width * scale), int(height * scale)
@@ -176,23 +176,23 @@ def _marks(people: np.ndarray, canvas: tuple[int, int]) -> list[_Mark]:
     )
     people = np.where(usable, people, np.array([0.0, 0.0, -1.0]))
     exact = people[..., :2] * np.array(canvas, np.float64)
-    whole = exact.astype(np.int64).tolist()  # cut towards zero, not rounded
+    pixels = exact.astype(np.int64).tolist()  # truncated towards zero, not rounded
     scores = people[..., 2].tolist()
-    spots = exact.tolist()
+    positions = exact.tolist()
 
     marks = []
     for limb, colour in zip(BODY_LIMBS, BODY_COLOURS, strict=False):
-        for person, score in zip(spots, scores, strict=True):
+        for person, score in zip(positions, scores, strict=True):
             if all(score[i] >= THRESHOLD for i in limb):
                 marks.append(_limb(person[limb[0]], person[limb[1]], colour, score[limb[0]] * score[limb[1]]))
     for joint, colour in enumerate(BODY_COLOURS):
-        for person, score in zip(whole, scores, strict=True):
+        for person, score in zip(pixels, scores, strict=True):
             if score[joint] > THRESHOLD:
                 marks.append(_Mark(tuple(int(c * score[joint]) for c in colour), (tuple(person[joint]),), JOINT_RADIUS))
     for hand in (LEFT_HAND, RIGHT_HAND):
-        for person, score in zip(whole, scores, strict=True):
+        for person, score in zip(pixels, scores, strict=True):
             marks.extend(_hand([tuple(p) for p in person[hand]], score[hand]))
-    for person, score in zip(whole, scores, strict=True):
+    for person, score in zip(pixels, scores, strict=True):
         for (x, y), s in zip(person[FACE], score[FACE], strict=True):
             if x > 0 and y > 0:
                 marks.append(_Mark((int(s * 255),) * 3, ((x, y),), FACE_RADIUS))
@@ -213,21 +213,21 @@ def _limb(a: list[float], b: list[float], colour: tuple[int, int, int], strength
 
 def _hand(points: list[Point], scores: list[float]) -> list[_Mark]:
     """A hand's bones in rainbow colours and its points in blue; a point at the very edge counts as missing."""
-    there = [x > 0 and y > 0 for x, y in points]
+    inside = [x > 0 and y > 0 for x, y in points]
     marks = []
     for (a, b), colour in zip(HAND_LIMBS, _HAND_COLOURS, strict=True):
-        if there[a] and there[b]:
+        if inside[a] and inside[b]:
             strength = int(scores[a] * scores[b] * 255)
             marks.append(_Mark(tuple(c * strength for c in colour), (points[a], points[b]), HAND_LINE + 1))
-    for point, score, is_there in zip(points, scores, there, strict=True):
-        if is_there:
+    for point, score, is_inside in zip(points, scores, inside, strict=True):
+        if is_inside:
             marks.append(_Mark((0, 0, int(score * 255)), (point,), JOINT_RADIUS))
     return marks
 
 
 @dataclass(frozen=True, slots=True)
 class _Taps:
-    """Bilinear decimation along one axis: each target pixel reads two of the source, weighed in 1/2048ths."""
+    """Bilinear decimation along one axis: each target pixel reads two of the source, weighted in 1/2048ths."""
 
     first: np.ndarray
     second: np.ndarray
@@ -236,9 +236,9 @@ class _Taps:
 
     def part(self, start: int, stop: int, offset: int) -> _Taps:
         """The taps of target pixels start:stop, counted from source pixel ``offset``."""
-        cut = slice(start, stop)
+        taps = slice(start, stop)
         return _Taps(
-            self.first[cut] - offset, self.second[cut] - offset, self.weight_first[cut], self.weight_second[cut]
+            self.first[taps] - offset, self.second[taps] - offset, self.weight_first[taps], self.weight_second[taps]
         )
 
 
@@ -249,7 +249,7 @@ def _taps(source: int, target: int, rows: bool) -> _Taps:
     position = ((np.arange(target) + 0.5) * scale - 0.5).astype(np.float32)
     first = np.floor(position).astype(np.int64)
     share = position - first.astype(np.float32)
-    if not rows:  # beyond the edge (only where a canvas is enlarged) a column weighs whole, a row in two halves
+    if not rows:  # OpenCV: beyond the edge, if a canvas is enlarged, a column has full weight and a row two halves
         share[(first < 0) | (first >= source - 1)] = 0
     steps = np.float32(2048)
     weights = (np.rint((np.float32(1) - share) * steps), np.rint(share * steps))

@@ -38,7 +38,7 @@ class Numbers:
     numbers: tuple[int, ...]
 
 
-Person = Literal["largest", "all"] | int | tuple[float, float, float, float] | Largest | Numbers
+PersonSelector = Literal["largest", "all"] | int | tuple[float, float, float, float] | Largest | Numbers
 
 MAX_GAP = 30
 PERSON_FORMS = "largest, all, a person's number from 0, or a box x0,y0,x1,y1 in pixels"
@@ -55,7 +55,7 @@ class Tracks:
     """People of a clip. Absent people have keypoints of 0, boxes of NaN and ``source`` -1.
 
     ``keypoints`` float32[t,p,134,3], ``boxes`` float32[t,p,4], ``present`` bool[t,p], ``track`` int64[p] numbered in
-    the order of appearance, from left to right where several appear in one frame, ``source`` int64[t,p] index of the
+    the order of appearance, from left to right if several appear in one frame, ``source`` int64[t,p] index of the
     detection within its frame.
     """
 
@@ -101,7 +101,7 @@ def track(
     counts = [len(people) for people in frames]
     for name, rows in (("boxes", boxes), ("appearance", appearance)):
         if rows is not None and [len(row) for row in rows] != counts:
-            raise ValueError(f"{name} of other frames or people than the key points")
+            raise ValueError(f"{name} of other frames or people than the keypoints")
     for index, people in enumerate(frames):
         tracker.add(people, None if boxes is None else boxes[index], None if appearance is None else appearance[index])
     return tracker.tracks(minimum=minimum)
@@ -244,7 +244,7 @@ def match_faces(people: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return matched
 
 
-def parse_person(text: str) -> Person:
+def parse_selector(text: str) -> PersonSelector:
     """Parse ``largest``, ``all``, a track's number, or a box ``x0,y0,x1,y1`` in pixels. Raises ``ValueError``."""
     if text == "largest" or text == "all":
         return text
@@ -286,7 +286,7 @@ def _total_areas(motion: Motion) -> np.ndarray:
     return np.where(motion.present.any(axis=0), areas, -1.0)
 
 
-def select(motion: Motion, person: Person = "largest") -> Motion:
+def select(motion: Motion, person: PersonSelector = "largest") -> Motion:
     """The motion with only the selected people; frames, sizes and times stay.
 
     ``largest``: see ``largest``. ``Largest``: several of them, in the motion's order. A whole number: the track of that

@@ -76,7 +76,7 @@ class ArcFace(nn.Module):
             raise ValueError(f"pixels {list(pixels.shape)}, expected [b, 3, {self.size[0]}, {self.size[1]}]")
         if self._batch is not None and len(pixels) != self._batch:
             if len(pixels) % self._batch:
-                raise ValueError(f"{len(pixels)} pictures for a graph of batches of {self._batch}")
+                raise ValueError(f"{len(pixels)} images for a graph of batches of {self._batch}")
             return torch.cat([self._run(part) for part in pixels.split(self._batch)])
         return self._run(pixels)
 
@@ -169,7 +169,7 @@ def _parse(content: bytes) -> onnx.ModelProto:
 
 def _tensor(proto: onnx.TensorProto) -> Tensor:
     if proto.data_location == onnx.TensorProto.EXTERNAL:
-        raise ValueError(f"weights {proto.name!r} lie in a second file; expected an ONNX file that holds its weights")
+        raise ValueError(f"weights {proto.name!r} are in a second file; expected an ONNX file that holds its weights")
     array = np.array(numpy_helper.to_array(proto))
     return torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iub" else np.float32))
 
@@ -216,7 +216,7 @@ def _plan_execution(
             known.add(step.output)
             pending.append(step)
     if target not in known:
-        raise ValueError(f"output {target!r} does not depend on the picture")
+        raise ValueError(f"output {target!r} does not depend on the image")
     needed, planned = {target}, []
     for step in reversed(pending):
         if step.output not in needed:
@@ -334,8 +334,8 @@ def _gather(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
 
 
 def _div(_: Attributes, x: Tensor, y: Tensor) -> Tensor:
-    whole = not x.is_floating_point() and not y.is_floating_point()
-    return torch.div(x, y, rounding_mode="trunc") if whole else x / y
+    integers = not x.is_floating_point() and not y.is_floating_point()
+    return torch.div(x, y, rounding_mode="trunc") if integers else x / y
 
 
 def _constant(a: Attributes) -> Tensor:

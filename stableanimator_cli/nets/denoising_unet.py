@@ -1,4 +1,4 @@
-"""What the engine and training ask of every denoising UNet, whatever its blocks are."""
+"""Common interface of the denoising UNets for the engine and training, whatever their blocks are."""
 
 from __future__ import annotations
 

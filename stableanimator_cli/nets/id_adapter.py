@@ -27,7 +27,7 @@ EPSILON = 1e-5  # added to the face features' standard deviation, as the referen
 
 @dataclass(frozen=True, slots=True)
 class PreparedCrossAttention:
-    """What one cross-attention layer computes from tokens alone, once per video instead of once per call.
+    """Values that one cross-attention layer computes from tokens alone, once per video instead of once per call.
 
     Either ``constant`` [b,1,d] is the layer's full output: one image token makes softmax trivial, and face features
     are absent or zero. Or ``base`` [b,1,d] holds the image features, and ``keys``/``values`` [b,s*k,d] those of the
@@ -146,7 +146,7 @@ class IDAdapter(nn.Module):
     def _add(self, base: Tensor, faces: Tensor, scale: float | Tensor, *, repeats: int) -> Tensor:
         """``base`` plus ``scale`` (a number, or [bt,1,1]) times the face features after Eq. 2, in float32.
 
-        ``base`` may hold one position that stands for ``repeats`` equal ones. The features are read three times
+        ``base`` may hold one position in place of ``repeats`` equal ones. The features are read three times
         (statistics, centring, one fused product and sum), not once per operation of the equation.
         """
         dtype, base, faces = base.dtype, base.float(), faces.float()

@@ -7,8 +7,8 @@ from torch import nn
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where ``network`` computes: a hook of accelerate (``enable_model_cpu_offload``) moves weights there when it is
-    called."""
+    """Device of ``network``'s computation, to which a hook of accelerate (``enable_model_cpu_offload``) moves weights
+    when the network is called."""
     hooks = (getattr(module, "_hf_hook", None) for module in network.modules())
     device = next((found for hook in hooks if (found := getattr(hook, "execution_device", None)) is not None), None)
     return next(network.parameters()).device if device is None else torch.device(device)

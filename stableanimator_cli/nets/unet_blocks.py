@@ -67,7 +67,7 @@ def up_layers(blocks: Iterable[Any], last: int) -> Iterator[tuple[tuple[Any, ...
 
 
 def prepared_layers(attentions: Iterable[Attention], context: Context) -> dict[nn.Module, PreparedCrossAttention]:
-    """What cross-attention layers with ID adapters compute from tokens alone."""
+    """Values that cross-attention layers with ID adapters compute from tokens alone."""
     prepared = {attn: attn.processor.prepare(attn, context.image, context.face) for attn in attentions}
     return {attn: layer for attn, layer in prepared.items() if layer is not None}
 

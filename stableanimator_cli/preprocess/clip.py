@@ -37,7 +37,7 @@ from stableanimator_cli.files import (
 )
 from stableanimator_cli.media import frame_range, open_clip
 from stableanimator_cli.motion.motion_file import save_motion
-from stableanimator_cli.motion.track import Largest, Person, parse_person
+from stableanimator_cli.motion.track import Largest, PersonSelector, parse_selector
 from stableanimator_cli.preprocess import reference_layout
 from stableanimator_cli.preprocess.clip_entries import check_clip_replaceable, remove_clip, replace_clip
 from stableanimator_cli.preprocess.inputs import Source
@@ -70,7 +70,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessJob:
-    """What all clips of a run share. Workers receive it pickled.
+    """Values that all clips of a run share. Workers receive it pickled.
 
     ``networks`` maps each network to its sha256. ``threads`` is the number per network, None for all cores.
     """
@@ -110,10 +110,10 @@ class PreprocessJob:
     def finished(self, source: Source, digest: str | None = None) -> ClipFolder | None:
         """The finished clip of a source, None if there is none.
 
-        Without its ``digest`` the source is hashed only where a clip exists and the source's size or time differ from
+        Without its ``digest`` the source is hashed only if a clip exists and the source's size or time differ from
         those of the record: videos of other shards are not read again, nor are their clips. With it, motion and faces
-        must be readable too: the error of a damaged file says that this run makes it again. Raises ``BadInput`` for a
-        missing source.
+        must be readable too: the error of a damaged file reports that this run writes it again. Raises ``BadInput`` for
+        a missing source.
         """
         stat = source_stat(source.path) if digest is None else None
         for path in self.folders(source):
@@ -144,7 +144,7 @@ class SourceStat:
 def source_stat(path: Path) -> SourceStat:
     """Of a file, or of the visible files of a folder. Renamed and restored files count as changed."""
     if not path.is_dir():
-        require_file(path, "a video or a picture")
+        require_file(path, "a video or an image")
     with translate_os_errors(path):
         stats = [file.stat() for file in (visible_files(path) if path.is_dir() else [path])]
         times = [time for stat in (*stats, path.stat()) for time in (stat.st_mtime_ns, stat.st_ctime_ns)]
@@ -180,7 +180,7 @@ def _write_clip(
     of the source."""
     config = job.config
     video = open_clip(source.path)
-    clip = clip_folder.cut(video, config.frames or (None, None), config.fps)
+    clip = clip_folder.select_frames(video, config.frames or (None, None), config.fps)
     folder = job.folder(source, clip.size)
     for path in job.folders(source):
         check_clip_replaceable(path)
@@ -257,9 +257,9 @@ def numbers_note(first: int) -> str:
     )
 
 
-def person_of(config: PreprocessConfig) -> Person:
+def person_of(config: PreprocessConfig) -> PersonSelector:
     """The people of ``--people`` or ``--person``."""
-    return parse_person(config.who) if config.people is None else Largest(config.people)
+    return parse_selector(config.selected_person) if config.people is None else Largest(config.people)
 
 
 def link_source(source: Path, inside: Path, folder: Path, *, copy: bool) -> None:

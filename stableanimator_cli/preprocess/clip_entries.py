@@ -40,7 +40,7 @@ def check_clip_replaceable(folder: Path) -> None:
         written = True
     except (BadInput, KeyError, TypeError):
         digest = ""
-        motion = folder / clip_folder.MOTION  # its mark is enough where clip.json is damaged
+        motion = folder / clip_folder.MOTION  # its mark is enough if clip.json is damaged
         written = motion.is_file() and carries_mark(motion)
     foreign = next((path for path, ours in _entries(folder, digest) if not ours), None)
     if foreign is not None:

@@ -21,9 +21,9 @@ from stableanimator_cli.config.schema import to_toml
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import atomic_write, check_apart, locked_output, require_file, translate_os_errors
-from stableanimator_cli.media import VideoWriter, open_clip, resample, take, write_picture
+from stableanimator_cli.media import VideoWriter, open_clip, resample, take, write_image
 from stableanimator_cli.media.decode import VIDEO_SUFFIXES
-from stableanimator_cli.media.image import is_picture
+from stableanimator_cli.media.image import is_image
 from stableanimator_cli.media.numbering import warn_of_missing_numbers
 from stableanimator_cli.motion.keypoints import COUNT, face_box, from_wholebody, to_wholebody
 from stableanimator_cli.motion.motion_file import (
@@ -71,7 +71,7 @@ def is_motion(inputs: Sequence[Path]) -> bool:
         files = [file for file in path.iterdir() if file.is_file()]
         if any(file.suffix.lower() in VIDEO_SUFFIXES for file in files) and not any(path.glob("*_keypoints.json")):
             return False  # JSON beside videos describes them: run records, or what a downloader writes
-        return not any(map(is_picture, files)) and not _is_dataset(path)
+        return not any(map(is_image, files)) and not _is_dataset(path)
     return _is_skeletons(path)
 
 
@@ -266,7 +266,7 @@ def _is_dataset(path: Path) -> bool:
 
 def _is_skeletons(path: Path) -> bool:
     """Whether a video or a folder of images shows drawn skeletons: by its tag, else by most of its first frames."""
-    has_images = path.is_dir() and any(is_picture(file) for file in path.iterdir() if file.is_file())
+    has_images = path.is_dir() and any(is_image(file) for file in path.iterdir() if file.is_file())
     if not has_images and path.suffix.lower() not in VIDEOS:
         return False
     try:
@@ -333,11 +333,11 @@ def _write_video(output: Path, clip: Clip, reporter: Reporter) -> int:
 def _write_images(output: Path, images: Iterable[np.ndarray]) -> int:
     """``frame_0.png`` and so on, in a folder that appears complete."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadInput(output, "something there already", "a new or an empty folder", hint="choose another -o")
+        raise BadInput(output, "an existing path", "a new or an empty folder", hint="choose another -o")
     count = 0
     with atomic_write(output, folder=True) as temp, translate_os_errors(output):
         temp.mkdir()
         for image in images:
-            write_picture(temp / f"frame_{count}.png", image)
+            write_image(temp / f"frame_{count}.png", image)
             count += 1
     return count

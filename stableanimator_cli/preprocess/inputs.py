@@ -87,14 +87,14 @@ def _named(path: Path) -> Iterator[tuple[Path, Path]]:
         if not found and not sequence:
             if any(map(clip_folder.is_clip, clip_folder.find_folders(path))):
                 hint = "`sa train` reads it and --lint checks it; to detect again, name the videos"
-                raise BadInput(path, "clips, which are finished", "videos or pictures", hint=hint)
+                raise BadInput(path, "clips, which are finished", "videos or images", hint=hint)
             raise BadInput(
-                path, "a folder without videos or pictures", f"files ending in {', '.join(VIDEO_SUFFIXES[:5])} ...",
+                path, "a folder without videos or images", f"files ending in {', '.join(VIDEO_SUFFIXES[:5])} ...",
                 hint=f"look with: {command('ls', path)}",
             )  # fmt: skip
         yield from ((file, file.relative_to(path)) for file in found)
         return
-    require_file(path, "a video, a picture, a folder of them or a list (.txt)")
+    require_file(path, "a video, an image, a folder of them or a list (.txt)")
     if path.suffix.lower() not in LISTS:
         yield path, Path(path.name)
         return

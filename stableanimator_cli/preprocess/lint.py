@@ -18,7 +18,7 @@ from stableanimator_cli import clip_folder
 from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.errors import BadInput, SaError, command
 from stableanimator_cli.files import natural_key, sha256_of
-from stableanimator_cli.media.image import picture_size
+from stableanimator_cli.media.image import image_size_of
 from stableanimator_cli.preprocess.quality import SHORTEST, ClipFinding, findings, measure_quality
 from stableanimator_cli.preprocess.report import INDEX, listed_clips
 from stableanimator_cli.progress import Reporter
@@ -126,7 +126,7 @@ def _clip_findings(folder: Path, by_digest: dict[str, list[Path]]) -> Iterator[C
             "source-missing", f"no source in it, {source} is read instead: run `sa preprocess` on that again"
         )
     if digest is not None and sha256_of(source) != digest:
-        what = "are not the pictures" if source.is_dir() else "is not the video"
+        what = "are not the images" if source.is_dir() else "is not the video"
         yield _error("source-changed", f"{source.name} {what} that the motion was made of")
     elif tuple(frames.size) != clip.size or tuple(motion.size) != clip.size:
         yield _error("size", f"frames of {frames.size}, motion of {motion.size}")
@@ -170,12 +170,12 @@ def upstream_findings(folder: Path) -> Iterator[ClipFinding]:
     sizes: Counter[Any] = Counter()
     try:
         for files in (images, poses, masks):
-            sizes.update(picture_size(files[frame]) for frame in _some(list(files)))
+            sizes.update(image_size_of(files[frame]) for frame in _some(list(files)))
     except SaError as error:
         yield _error("damaged", error.message)
         return
     if len(sizes) > 1:
-        yield _error("size", "pictures of " + ", ".join(f"{w}x{h}" for w, h in sorted(sizes)))
+        yield _error("size", "images of " + ", ".join(f"{w}x{h}" for w, h in sorted(sizes)))
 
 
 def _frames(folder: Path) -> dict[str, Path]:

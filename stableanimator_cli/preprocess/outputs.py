@@ -34,7 +34,7 @@ def remove_unfinished(files: Iterable[Path]) -> None:
 
 
 def check_files(files: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """Raise ``BadInput`` if one of the ``files`` to write is, or lies in, an input, or may not be replaced."""
+    """Raise ``BadInput`` if one of the ``files`` to write is an input, is inside one, or may not be replaced."""
     for file in files:
         check_apart(file, inputs)
     check_replaceable(*files)

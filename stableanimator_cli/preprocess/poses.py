@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from stableanimator_cli.clip_folder import cut
+from stableanimator_cli.clip_folder import select_frames
 from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.detect.capture import Capture, Detectors, extract_motion, pose_of
 from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.files import check_replaceable
-from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
+from stableanimator_cli.media import VideoWriter, open_clip, read_image, write_image
 from stableanimator_cli.motion.align import Alignment, align
 from stableanimator_cli.motion.frame_rate import mean_rate
 from stableanimator_cli.motion.geometry import resize_transform
@@ -46,10 +46,10 @@ class Reference:
 
 def read_reference(path: Path, detectors: Detectors) -> Reference:
     """Raises ``NoPerson`` if no person is detected in the image."""
-    image = read_picture(path)
+    image = read_image(path)
     keypoints = pose_of(image, detectors)
     if keypoints is None:
-        hint = "use a picture that shows the person, or leave --reference (and --align) out"
+        hint = "use an image that shows the person, or leave --reference (and --align) out"
         raise NoPerson(f"{path}: no person found", hint=hint)
     return Reference(image=image, keypoints=keypoints)
 
@@ -59,7 +59,7 @@ def detect_motion(
 ) -> tuple[Clip, Capture]:
     """The motion of one video. Repairs and flaws are reported."""
     video = open_clip(source.path)
-    clip = cut(video, config.frames or (None, None), config.fps)
+    clip = select_frames(video, config.frames or (None, None), config.fps)
     capture = extract_motion(clip, detectors, capture_options(config), reporter=reporter)
     reporter.info(f"{source.path.name}: {capture.repairs.describe()}")
     if first := numbered_from(video, config, capture):
@@ -154,11 +154,11 @@ def write_preview(video: Path, motion: Motion, reference: Reference | None) -> P
     path = video.with_name(f"{video.stem}.preview.png")
     if reference is None:
         width, height = motion.size
-        write_picture(path, overlay(np.zeros((height, width, 3), np.uint8), np.zeros((COUNT, 3)), motion))
+        write_image(path, overlay(np.zeros((height, width, 3), np.uint8), np.zeros((COUNT, 3)), motion))
         return path
     if tuple(motion.size) != reference.size:  # not aligned: resized as sa animate would
         motion = resize_transform(motion.size, reference.size, "pad").transform_motion(motion)
-    write_picture(path, overlay(reference.image, reference.keypoints, motion))
+    write_image(path, overlay(reference.image, reference.keypoints, motion))
     return path
 
 

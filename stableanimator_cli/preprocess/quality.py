@@ -87,16 +87,16 @@ def findings(numbers: Mapping[str, Any], shortest: int = SHORTEST) -> list[ClipF
         ),
         "jitter": (
             jitter > _LIMITS["jitter"],
-            f"points jump by {jitter:.1%} of the body a frame; --smooth 2 calms them",
+            f"points jump by {jitter:.1%} of the body per frame; --smooth 2 reduces this",
         ),
         "off-canvas": (
             numbers["off_canvas"] > _LIMITS["off_canvas"],
-            f"{numbers['off_canvas']:.0%} of the seen points lie outside the frame",
+            f"{numbers['off_canvas']:.0%} of the visible points are outside the frame",
         ),
         "crowded": (crowded > _LIMITS["crowded"], f"other people in {crowded:.0%} of the frames"),
         "moving-background": (
             background > _LIMITS["background"],
-            f"the background changes by {background:.1f} grey levels a frame",
+            f"the background changes by {background:.1f} grey levels per frame",
         ),
         "blurred": (
             sharpness is not None and sharpness < _LIMITS["sharpness"],

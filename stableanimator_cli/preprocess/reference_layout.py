@@ -17,7 +17,7 @@ from PIL import Image
 
 from stableanimator_cli.clip_folder import FaceTable
 from stableanimator_cli.files import atomic_write, translate_os_errors
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.media.image import save_image
 from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.motion.skeleton import draw_frame
@@ -40,7 +40,7 @@ def folder_names(number: int) -> tuple[str, str]:
 
 
 class ImageWriter:
-    """Writes frames as PNGs, several at a time. A batch is on disk before ``see`` returns."""
+    """Writes frames as PNGs, several at a time. A batch is on disk before ``add_batch`` returns."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -54,10 +54,10 @@ class ImageWriter:
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def see(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> None:
+    def add_batch(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> None:
         paths = [self._folder / f"frame_{self._written + k}.png" for k in range(len(frames))]
         self._written += len(frames)
-        for _ in self._pool.map(write_picture, paths, frames):
+        for _ in self._pool.map(write_image, paths, frames):
             pass
 
 
@@ -67,7 +67,7 @@ def write_poses(folder: Path, motion: Motion, faces: FaceTable) -> None:
         (folder / name).mkdir()
 
     def write(index: int) -> None:
-        write_picture(folder / "poses" / f"frame_{index}.png", draw_frame(motion, index))
+        write_image(folder / "poses" / f"frame_{index}.png", draw_frame(motion, index))
         mask = face_mask(faces.boxes[faces.at(index)], motion.size, missing="full")
         # One channel: masks in colour break the shapes of the original's batches.
         save_image(folder / "faces" / f"frame_{index}.png", Image.fromarray(mask), "PNG", compress_level=4)

@@ -25,7 +25,7 @@ from stableanimator_cli.media import has_unreadable_audio
 from stableanimator_cli.media.image import unused_content
 from stableanimator_cli.media.numbering import warn_of_missing_numbers
 from stableanimator_cli.motion.misalignment import misalignment
-from stableanimator_cli.motion.track import PERSON_FORMS, largest, parse_person
+from stableanimator_cli.motion.track import PERSON_FORMS, largest, parse_selector
 from stableanimator_cli.preprocess import convert, lint, reference_layout, workers
 from stableanimator_cli.preprocess.clip import Outcome, PreprocessJob, failure_path, numbers_note
 from stableanimator_cli.preprocess.clip_entries import remove_leftovers
@@ -82,9 +82,9 @@ def run(
     reporter = reporter or NullReporter()
     config = resolve(PreprocessConfig, flags, config_file)
     try:
-        parse_person(config.who)
+        parse_selector(config.selected_person)
     except ValueError:
-        raise ConfigError("--person", config.who, PERSON_FORMS) from None
+        raise ConfigError("--person", config.selected_person, PERSON_FORMS) from None
     if config.lint:
         return lint.run(config, reporter)
     is_motion = convert.is_motion(config.inputs)
@@ -102,7 +102,7 @@ def run(
         hint = "leave --poses out: -o DIR writes one clip folder per video"
         raise ConfigError("--poses", f"{len(sources)} videos", "one video", hint=hint)
     if config.align != "none" and config.poses is None:
-        expected = "--poses OUT.mp4 with it: clip folders keep the points where the video has them"
+        expected = "--poses OUT.mp4 with it: keypoints in clip folders are never aligned"
         raise ConfigError("--align", config.align, expected)
     if config.poses is not None and config.shard is not None and not shard_of(sources, config.shard):
         part = f"{config.shard[0]}/{config.shard[1]}"
@@ -327,7 +327,9 @@ def _write_reports(
         failed=tuple(failed),
         pending=data["totals"]["pending"],
         report=out / PAGE,
-        message=f"{len(failed)} of {len(sources)} videos were left out; {out / PAGE} says why" if failed else None,
+        message=f"{len(failed)} of {len(sources)} videos were left out; {out / PAGE} has the reasons"
+        if failed
+        else None,
         data={"places": [folder.relative_to(out).as_posix() for folder in folders]},
     )
 

@@ -41,7 +41,7 @@ class VisualQuality:
 
 
 class VisualQualityMeter:
-    """Call ``see`` with the batches of a clip in order, then ``result`` and ``sheet``."""
+    """Call ``add_batch`` with the batches of a clip in order, then ``result`` and ``sheet``."""
 
     def __init__(self) -> None:
         self._last: np.ndarray | None = None
@@ -52,7 +52,7 @@ class VisualQualityMeter:
         self._stride = 1
         self._thumbs: list[tuple[int, np.ndarray]] = []
 
-    def see(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> None:
+    def add_batch(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> None:
         """Frames uint8 RGB [h,w,3] and the people's boxes float32[p,4 or more] of each."""
         for frame, people in zip(frames, boxes, strict=True):
             self._measure(frame, people)

@@ -66,7 +66,7 @@ def _work(source: Source) -> Outcome:
 
 
 def in_processes(job: PreprocessJob, sources: Sequence[Source], workers: int) -> Iterator[Outcome]:
-    """``workers`` processes that share the machine's cores. ``SaError`` where one is killed from outside."""
+    """``workers`` processes that share the machine's cores. Raises ``SaError`` if one is killed from outside."""
     pool = ProcessPoolExecutor(
         min(workers, len(sources)),
         mp_context=multiprocessing.get_context("spawn"),

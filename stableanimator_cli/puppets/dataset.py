@@ -25,7 +25,7 @@ import numpy as np
 from stableanimator_cli import __version__
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import MARK, atomic_write, locked_output, translate_os_errors
-from stableanimator_cli.media import VideoWriter, write_picture
+from stableanimator_cli.media import VideoWriter, write_image
 from stableanimator_cli.motion.motion_file import save_motion, write_arrays
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.puppets.render import PuppetFrame
@@ -175,7 +175,7 @@ def _write_video(plan: PuppetPlan, n: int, update: Any) -> None:
             frames.append(dataclasses.replace(frame, image=frame.image[:0]))
             update(1)
     paths["reference"].parent.mkdir(parents=True, exist_ok=True)
-    write_picture(paths["reference"], reference.image)
+    write_image(paths["reference"], reference.image)
     save_motion(paths["motion"], frames_to_motion(frames, plan.size, plan.fps))
     write_arrays(
         paths["faces"],

@@ -125,7 +125,7 @@ class View:
         return self.limb - math.pi - share if behind else self.limb - math.pi + share
 
     def normals(self, points: Array) -> Array:
-        """How much the skin at points float[n,3] faces the viewer, -1 to 1."""
+        """Degree to which the skin at points float[n,3] faces the viewer, -1 to 1."""
         head = self.head.identity.face_width
         lean = points * np.array([1.0, 0.45, 1.0]) - [0, 0, 0.02]
         length = np.sqrt(np.einsum("nk,nk->n", lean, lean))

@@ -144,7 +144,7 @@ def draw_people(
         face_boxes=boxes,
         landmarks=landmarks,
         identities=np.array([person.identity.number for person in people], np.int64),
-        depth=np.array([place.rank for place in placements], np.int64),
+        depth=np.array([placement.rank for placement in placements], np.int64),
     )
 
 

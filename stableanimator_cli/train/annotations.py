@@ -59,7 +59,7 @@ def latent_mask(mask: np.ndarray, transform: ResizeTransform) -> np.ndarray:
     """Resize a face mask uint8[h,w] of a clip to latent cells, uint8[h/8,w/8].
 
     Like in the reference implementation: Pillow's default resize to the size in pixels, then the top-left pixel of
-    each cell. So values at the edge of a box lie between 0 and 255.
+    each cell. So values at the edge of a box are between 0 and 255.
     """
     left, top, right, bottom = transform.placed
     inner = Image.fromarray(mask).resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=transform.box)

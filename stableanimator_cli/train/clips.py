@@ -11,7 +11,7 @@ import numpy as np
 from stableanimator_cli.clip_folder import FACES, ClipFolder
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import visible_files
-from stableanimator_cli.media import open_clip, read_picture
+from stableanimator_cli.media import open_clip, read_image
 from stableanimator_cli.media.image import SUFFIXES
 from stableanimator_cli.records import Clip
 
@@ -58,7 +58,7 @@ class TrainingClip:
         requested = set(frames)
         files = self._files()
         if files is not None:
-            found = {number: read_picture(files[number]) for number in requested if number < len(files)}
+            found = {number: read_image(files[number]) for number in requested if number < len(files)}
         else:
             sought = self._seek(frames)
             found = self._decode(requested) if sought is None else sought

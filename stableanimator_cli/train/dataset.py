@@ -174,7 +174,7 @@ def check_paths(paths: Sequence[Path], hint: str | None = None) -> None:
     """Raise ``BadInput`` for a path that does not exist, by default with the hint to make a dataset."""
     for path in paths:
         if not path.exists():
-            raise BadInput(path, "nothing there", "a dataset", hint=hint or _PREPROCESS)
+            raise BadInput(path, "no such path", "a dataset", hint=hint or _PREPROCESS)
 
 
 def _list_clips(root: Path) -> Iterator[Path | SkippedClip]:

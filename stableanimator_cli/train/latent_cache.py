@@ -156,7 +156,7 @@ class CacheFile:
                 yield file
         except FileNotFoundError:
             hint = f"make it with --cache {self.kind}"
-            raise BadInput(self.path, "nothing there", f"cached {self.kind}", hint=hint) from None
+            raise BadInput(self.path, "no file", f"cached {self.kind}", hint=hint) from None
         except (SafetensorError, OSError) as error:
             problem = f"a damaged file ({error})"
             raise BadInput(self.path, problem, f"cached {self.kind}", hint=self._replace_hint) from None

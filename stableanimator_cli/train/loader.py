@@ -38,7 +38,7 @@ _AHEAD = 2  # batches that each worker prepares ahead
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderSettings:
-    """How clips become samples.
+    """Settings by which clips become samples.
 
     ``sizes`` (width, height), one bucket each; ``frames`` per sample, ``stride`` apart; ``reference``: see
     ``sampling.choose_frames``. ``vae`` and ``image_encoder``: sha256 of the networks whose caches are read, None for
@@ -89,7 +89,7 @@ def loader_settings(config: TrainConfig, stage: StageConfig, dataset: Dataset, m
 
 
 class _Sample(NamedTuple):
-    """Which frames of which clip a sample shows."""
+    """Clip, frames and reference of a sample."""
 
     index: int
     clip: TrainingClip

@@ -33,11 +33,11 @@ def stack_people(samples: Sequence[SamplePeople], *, frames: int, cells: tuple[i
 
     Samples with fewer people than others are padded with people without a face whose regions are empty.
     """
-    most = max(len(sample.vectors) for sample in samples)
-    face = np.zeros((len(samples), most, WIDTH), np.float32)
-    known = np.zeros((len(samples), most), bool)
-    boxes = np.full((len(samples), most, 4), np.nan, np.float32)
-    regions = np.zeros((len(samples), frames, most + 1, *cells), np.float32)
+    maximum = max(len(sample.vectors) for sample in samples)
+    face = np.zeros((len(samples), maximum, WIDTH), np.float32)
+    known = np.zeros((len(samples), maximum), bool)
+    boxes = np.full((len(samples), maximum, 4), np.nan, np.float32)
+    regions = np.zeros((len(samples), frames, maximum + 1, *cells), np.float32)
     for k, sample in enumerate(samples):
         for n, (vector, box) in enumerate(zip(sample.vectors, sample.boxes, strict=True)):
             boxes[k, n] = box
@@ -49,7 +49,7 @@ def stack_people(samples: Sequence[SamplePeople], *, frames: int, cells: tuple[i
             people = sample.regions.shape[1] - 1
             regions[k, :, :people], regions[k, :, -1] = sample.regions[:, :-1], sample.regions[:, -1]
     fields = {"face": face, "has_face": known, "reference_box": boxes}
-    if most == 1:
+    if maximum == 1:
         return {name: torch.from_numpy(array[:, 0]) for name, array in fields.items()} | {"regions": None}
     return {name: torch.from_numpy(array) for name, array in (fields | {"regions": regions}).items()}
 

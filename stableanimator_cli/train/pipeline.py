@@ -122,7 +122,7 @@ def _train(
     try:
         loop.run()
     except BaseException:
-        with suppress(SaError):  # on a full disk this fails as well, but the first error says what to do
+        with suppress(SaError):  # on a full disk this fails as well, but the first error has the remedy
             _close_metrics(metrics, run_folder, draws=main)
         raise
     _close_metrics(metrics, run_folder, draws=main)

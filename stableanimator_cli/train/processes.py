@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 TIMEOUT = timedelta(days=2)
-"""How long a process waits for the others: caching and validation take hours, NCCL's default is ten minutes.
+"""Time that a process waits for the others: caching and validation take hours, NCCL's default is ten minutes.
 
 torchrun notices a process that exits at once.
 """

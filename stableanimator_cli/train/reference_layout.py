@@ -15,8 +15,8 @@ import numpy as np
 
 from stableanimator_cli.clip_folder import FaceTable, check_frames, load_faces
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.media import read_picture
-from stableanimator_cli.media.image import picture_size
+from stableanimator_cli.media import read_image
+from stableanimator_cli.media.image import image_size_of
 from stableanimator_cli.motion.geometry import Mode, resize_transform
 from stableanimator_cli.train.annotations import CELL, Faces, latent_mask
 from stableanimator_cli.train.clips import IMAGES, TrainingClip, image_files
@@ -44,14 +44,14 @@ def open_reference_clip(path: Path) -> TrainingClip:
         name=f"{path.parent.name}/{path.name}",
         path=path,
         frames=len(files),
-        size=picture_size(files[0]),
+        size=image_size_of(files[0]),
         key=digest.hexdigest(),
     )
 
 
 class ImageAnnotations:
     """``MotionAnnotations`` of one person from images of skeletons and masks, resized like in the reference
-    implementation. These images do not tell whose limbs they show."""
+    implementation. These images do not distinguish people."""
 
     people = (0,)
 
@@ -66,12 +66,12 @@ class ImageAnnotations:
         self.faces = Faces.of(table, 0)
 
     def skeleton(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
-        image = read_picture(self._poses[frame])
+        image = read_image(self._poses[frame])
         return resize_transform(image.shape[1::-1], size, mode).apply_image(image, "bicubic")
 
     def mask(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
         file = self._masks[frame]
-        mask = None if file is None else read_picture(file)[..., 0]
+        mask = None if file is None else read_image(file)[..., 0]
         if mask is None or mask.min() == 255:
             return np.zeros((size[1] // CELL, size[0] // CELL), np.uint8)
         return latent_mask(np.ascontiguousarray(mask), resize_transform(mask.shape[1::-1], size, mode))

@@ -63,6 +63,8 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
         config = replace(config, stage=(*stages[:-1], replace(stages[-1], steps=steps, epochs=epochs)))
     progress = last_progress(run)
     trained = with_current_names(stored if progress is None else progress.get("config") or stored)
+    if isinstance(trained.get("model"), str):  # older versions stored the path as it was given
+        trained = {**trained, "model": _full_model_path(trained["model"])}
     check_length(config, reporter)
     changed = diff(_without_length(trained), _without_length(tables_of(config)))
     if changed:
@@ -81,15 +83,18 @@ def _with_sizes(stages: Sequence[StageConfig], trained: Sequence[StageConfig]) -
 
 def with_full_paths(config: TrainConfig) -> TrainConfig:
     """``config`` with paths of model and clips that are the same files in every working folder."""
-    model, held_out = config.model, config.validation.of
-    if model is not None and model not in catalogue.names():
-        model = str(catalogue.expanded(model).resolve())
+    held_out = config.validation.of
     return replace(
         config,
-        model=model,
+        model=None if config.model is None else _full_model_path(config.model),
         dataset=tuple(path.absolute() for path in config.dataset),
         validation=replace(config.validation, of=held_out and tuple(path.absolute() for path in held_out)),
     )
+
+
+def _full_model_path(name: str) -> str:
+    """The path of a model folder from any working folder; a name of the catalogue as it is."""
+    return name if name in catalogue.names() else str(catalogue.expanded(name).resolve())
 
 
 def check_length(config: TrainConfig, reporter: Reporter, flag: str = "--steps") -> None:
@@ -101,8 +106,8 @@ def check_length(config: TrainConfig, reporter: Reporter, flag: str = "--steps")
     progress = last_progress(config.output)
     if last.steps is None or progress is None:
         return
-    place = progress["place"]
-    done = place["within"] if place["stage"] == len(before) else 0
+    position = progress["place"]
+    done = position["within"] if position["stage"] == len(before) else 0
     if last.steps < done:
         found = last.steps if flag == "--steps" else f"{last.steps} steps"
         hint = f"the run has {done} steps of this stage: give more, or leave {flag} out"

@@ -140,7 +140,7 @@ def _with_stages(config: TrainConfig, name: str, model: ModelFolder) -> TrainCon
 def _with_model_defaults(
     config: TrainConfig, model: ModelFolder, flags: Mapping[str, Any], config_file: Path | None
 ) -> TrainConfig:
-    """``config`` with what ``model`` was trained with, where nothing else is given."""
+    """``config`` with the values that ``model`` was trained with for options that are not given."""
     face = config.ablation.face == "on"
     config = resume.new_config(flags, config_file, base_model.training_defaults(model, face=face))
     if face and config.ablation.face_encoder == "on" and not base_model.has_fusion(model):
@@ -159,7 +159,7 @@ def _check_lora(config: TrainConfig, model: ModelFolder) -> None:
 
 
 def _warn_of_random_layers(config: TrainConfig, reporter: Reporter) -> None:
-    """Say so if a UNet begins with random weights and no stage trains all of them."""
+    """Warn if a UNet starts with random weights and no stage trains all of them."""
     trains = [stage.train for stage in config.stage or ()]
     if "unet" in (config.from_scratch or ()) and "all" not in trains:
         reporter.warning(

@@ -1,4 +1,4 @@
-"""Which clips, frames and reference a step sees: a pure function of seed and step.
+"""Clips, frames and reference of a training step: a pure function of seed and step.
 
 There is no state, so a run that is resumed at step n continues as if uninterrupted, with any number of processes.
 Every draw has its own generator, keyed by the seed, a purpose and the number of the sample.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stableanimator_cli.media import VideoWriter, open_clip, write_picture
+from stableanimator_cli.media import VideoWriter, open_clip, write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.openpose import save_openpose
 from stableanimator_cli.progress import NullReporter
@@ -37,7 +37,7 @@ def face_picture(path: Path) -> None:
     picture = np.full((96, 96, 3), 60, np.uint8)
     picture[20:70, 30:60] = (255, 0, 0)
     picture[35:45, 40:50] = (255, 120, 0)
-    write_picture(path, picture)
+    write_image(path, picture)
 
 
 def skeleton_video(path: Path, frames: int, *, fps: Fraction | int = 30, tag: bool = True, **more: Any) -> Path:
@@ -65,7 +65,7 @@ def in_form(form: str, folder: Path, frames: int) -> Path:
     if form.startswith("json"):
         return save_openpose(folder / ("poses.json" if form == "json file" else "poses"), waving(frames, fps=None))
     for index, picture in enumerate(skeletons(frames)):
-        write_picture(folder / "poses" / f"frame_{index}.png", picture)
+        write_image(folder / "poses" / f"frame_{index}.png", picture)
     return folder / "poses"
 
 
@@ -93,7 +93,7 @@ def plain_picture(path: Path, size: tuple[int, int] = (96, 96), red: Sequence[in
     if red is not None:
         x0, y0, x1, y1 = red
         picture[y0:y1, x0:x1] = (250, 20, 20)
-    write_picture(path, picture)
+    write_image(path, picture)
     return path
 
 

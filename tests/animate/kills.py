@@ -27,7 +27,7 @@ import numpy as np
 import stableanimator_cli.animate.pipeline  # noqa: F401  what every run imports, once for all
 from stableanimator_cli.__main__ import main as sa
 from stableanimator_cli.animate import checkpoint
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from tests.waving import waving
 
@@ -139,7 +139,7 @@ def kill(place: Path, model: Path, kills: int, seed: int) -> dict[str, Any]:
     """Break runs off until ``kills`` hit one at work, one to four times each, and let each end."""
     picture = np.full((96, 96, 3), 60, np.uint8)
     picture[20:70, 30:60], picture[35:45, 40:50] = (255, 0, 0), (255, 120, 0)
-    write_picture(place / "face.png", picture)
+    write_image(place / "face.png", picture)
     save_motion(place / "poses.npz", waving(5, (64, 64)))
     whole = Killed(place=place, model=model, name="whole")
     seconds, rng, moments = whole.finish(), random.Random(seed), Counter[str]()

@@ -8,7 +8,7 @@ import torch
 
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.errors import ModelMissing, NoPerson
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from tests import onnx_samples
 from tests.random_model import TINY, write_model
@@ -29,8 +29,8 @@ def folder(tmp_path_factory):
     card.write_text(card.read_text() + "".join(f'\n[components.{role}]\nfile = "{file}"\n' for role, file in parts))
     picture = np.full((96, 96, 3), 90, np.uint8)
     picture[20:80, 30:60] = (255, 0, 0)
-    write_picture(place / "person.png", picture)
-    write_picture(place / "nobody.png", np.full((96, 96, 3), 90, np.uint8))
+    write_image(place / "person.png", picture)
+    write_image(place / "nobody.png", np.full((96, 96, 3), 90, np.uint8))
     save_motion(place / "poses.npz", waving(FRAMES))
     np.save(place / "face.npy", np.random.default_rng(0).standard_normal(512).astype(np.float32))
     return place

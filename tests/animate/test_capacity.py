@@ -84,5 +84,5 @@ def test_the_readme_states_the_memory_that_is_predicted(monkeypatch: pytest.Monk
             predicted.append(f"{found.data['memory']['total'] / 1e9:.1f}")
         assert stated == predicted
         assert all("exact" in choice for choice in found.data["chosen"])
-    (size,) = re.findall(r"everything they need \(([\d.]+) GB\)", text)
+    (size,) = re.findall(r"their dependencies \(([\d.]+) GB\)", text)
     assert size == f"{found.data['download']['bytes'] / 1e9:.1f}"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from stableanimator_cli.animate import checkpoint, fingerprint
-from stableanimator_cli.animate.identity_gate import Identity
+from stableanimator_cli.animate.identity_gate import FaceSimilarity
 from stableanimator_cli.animate.result import Animation
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.diffusion import face_optimization, sampler
@@ -24,7 +24,7 @@ from stableanimator_cli.diffusion.schedule import karras_sigmas, keyed_noise
 from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, Interrupted, OutOfMemory
 from stableanimator_cli.files import MARK, exclusive_lock
-from stableanimator_cli.media import VideoWriter, write_picture
+from stableanimator_cli.media import VideoWriter, write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from tests.animate.clips import Heard, face_picture, skeleton_video
 from tests.conftest import ROOT
@@ -165,8 +165,8 @@ def test_broken_off_in_any_drawing_of_the_gate(place, animate, monkeypatch, kept
     """The measured similarity is scripted: the second drawing is the best, the third is worse, all fail."""
     curves = iter([])
 
-    def measured(*_: object) -> Identity:
-        return Identity(similarity=np.full(5, next(curves)))
+    def measured(*_: object) -> FaceSimilarity:
+        return FaceSimilarity(similarity=np.full(5, next(curves)))
 
     monkeypatch.setattr("stableanimator_cli.animate.pipeline._measure_identity", measured)
     flags = {"min_csim": 0.9, "redraw": 2, "refine_face": "off"}
@@ -230,7 +230,7 @@ def test_other_inputs_and_weights_are_refused(place, animate, monkeypatch, seein
     model = shutil.copytree(seeing_model, tmp_path_factory.mktemp("model") / "seeing")
     broken_off(animate, monkeypatch, model=str(model))
     if what == "reference":
-        write_picture(place / "face.png", np.full((96, 96, 3), 61, np.uint8))
+        write_image(place / "face.png", np.full((96, 96, 3), 61, np.uint8))
     elif what == "motion":
         save_motion(place / "poses.npz", waving(6, (64, 64)))
     else:

@@ -21,7 +21,7 @@ from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoPerson
-from stableanimator_cli.media import VideoWriter, write_picture
+from stableanimator_cli.media import VideoWriter, write_image
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.keypoints import face_box
 from stableanimator_cli.motion.motion_file import save_motion
@@ -66,7 +66,7 @@ def test_every_form_gives_the_same_skeletons(tmp_path, form):
 
 def test_a_range_from_the_end_of_a_video_without_a_length_is_refused(tmp_path):
     path = make_video(tmp_path / "ten.mkv", numbered(10, (128, 128)))
-    with pytest.raises(ConfigError, match=r"frames: found '-3:', expected numbers from 0 on"):
+    with pytest.raises(ConfigError, match=r"frames: found '-3:', expected numbers from 0"):
         driven(path, frames=(-3, None))
 
 
@@ -230,7 +230,7 @@ def test_the_distance_of_several_people_says_who_is_compared(monkeypatch):
     heard, clip = Heard(), SimpleNamespace(path=Path("v.mp4"))
     driving_video.detect_motion(clip, (0, 1), None, np.zeros((64, 64, 3), np.uint8), heard)
     assert any(
-        note.startswith("v.mp4, the largest person against the largest of the picture: misalignment")
+        note.startswith("v.mp4, the largest person against the largest of the image: misalignment")
         for note in heard.notes
     )
 
@@ -319,7 +319,7 @@ def test_what_is_not_there_is_named(tmp_path, name):
 
 def test_pictures_of_different_sizes_name_the_one_that_differs(tmp_path):
     path = in_form("pictures", tmp_path, 3)
-    write_picture(path / "frame_1.png", np.zeros((64, 64, 3), np.uint8))
+    write_image(path / "frame_1.png", np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(BadInput, match=r"frame_1\.png|frame 1"):
         driven(path, motion_kind="skeleton")
 

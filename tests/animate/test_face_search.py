@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.animate import checkpoint
-from stableanimator_cli.animate.identity_gate import Identity
+from stableanimator_cli.animate.identity_gate import FaceSimilarity
 from stableanimator_cli.animate.result import Animation
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.cli import console
 from stableanimator_cli.errors import Interrupted
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.puppets.scene import sample_scene
@@ -134,8 +134,8 @@ def test_a_run_that_is_interrupted_ends_in_the_same_bytes(place, animate, monkey
 def test_each_drawing_of_the_gate_is_searched_by_itself(animate, monkeypatch):
     scripted = iter([0.1, 0.9])
 
-    def measured(*_: object) -> Identity:
-        return Identity(similarity=np.full(FRAMES, next(scripted)))
+    def measured(*_: object) -> FaceSimilarity:
+        return FaceSimilarity(similarity=np.full(FRAMES, next(scripted)))
 
     monkeypatch.setattr("stableanimator_cli.animate.pipeline._measure_identity", measured)
     visible = Detections(*[True] * FRAMES, *NOTHING * 3, *[True] * FRAMES)
@@ -168,10 +168,10 @@ def test_a_drawn_person_on_skeleton_pictures_is_optimised_once_the_face_shows(tm
     """The shipped model and its detector, nothing replaced."""
     scene = sample_scene("test", 3, size=(72, 72), frames=4)
     motion = scene.motion()
-    write_picture(tmp_path / "person.png", scene.reference((256, 256)).image)
+    write_image(tmp_path / "person.png", scene.reference((256, 256)).image)
     for index in range(4):
         picture = draw_skeleton(motion.keypoints[index][motion.present[index]], (72, 72))
-        write_picture(tmp_path / "poses" / f"frame_{index}.png", picture)
+        write_image(tmp_path / "poses" / f"frame_{index}.png", picture)
     flags = {"reference": tmp_path / "person.png", "motion": tmp_path / "poses", "output": tmp_path / "out.mp4"}
     flags |= {
         "model": "puppet",

@@ -13,7 +13,7 @@ import torch
 
 from stableanimator_cli.animate import pipeline
 from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, SamplingState
-from stableanimator_cli.animate.identity_gate import GateResult, Identity, retry_counts
+from stableanimator_cli.animate.identity_gate import FaceSimilarity, GateResult, retry_counts
 from stableanimator_cli.animate.pipeline import AnimateJob
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.windows import Window, WindowPlan, plan_windows
@@ -24,13 +24,13 @@ from tests.animate.clips import Heard
 NONE = float("nan")
 
 
-def identity(*windows: float) -> Identity:
+def identity(*windows: float) -> FaceSimilarity:
     """Three windows of one frame each, beside the anchor, by the similarity of their faces."""
-    return Identity(similarity=np.array(windows))
+    return FaceSimilarity(similarity=np.array(windows))
 
 
 def gated(
-    monkeypatch: pytest.MonkeyPatch, drawings: Sequence[Identity], *, redraw: int, found: Checkpoint | None = None
+    monkeypatch: pytest.MonkeyPatch, drawings: Sequence[FaceSimilarity], *, redraw: int, found: Checkpoint | None = None
 ) -> tuple[int, GateResult, Heard]:
     """The number of the drawing that is chosen, with its gate and what was said. ``drawings`` are measured in order."""
     heard, numbers = Heard(), iter(range(len(drawings)))
@@ -107,11 +107,11 @@ def test_the_first_frame_counts_in_its_own_window_alone(blend):
     plan = plan_windows(7, length=4, overlap=0, blend=blend)
     last = {frame for frame in plan.windows[-1].frames if frame > 0}
     for value in (0.4, NONE):
-        found = Identity(similarity=np.array([value if frame in last else 1.0 for frame in range(7)]))
+        found = FaceSimilarity(similarity=np.array([value if frame in last else 1.0 for frame in range(7)]))
         failed, unmeasured = found.failing(plan, 0.5, False), found.unmeasured(plan, False)
         assert (len(plan) - 1 in failed, len(plan) - 1 in unmeasured) == (value == 0.4, value != 0.4)
         assert 0 not in (*failed, *unmeasured)
-    lost = Identity(similarity=np.array([1.0, 1.0, 1.0, 1.0, NONE, NONE, NONE]))
+    lost = FaceSimilarity(similarity=np.array([1.0, 1.0, 1.0, 1.0, NONE, NONE, NONE]))
     assert lost.failing(plan_windows(7, length=4, overlap=0), 0.5, False, had_face={1}) == [1]
 
 
@@ -124,9 +124,9 @@ def test_the_anchor_keeps_its_noise_unless_its_own_window_fails():
 def test_frames_that_an_earlier_segment_draws_count_there_alone():
     """To sample the second segment again would not change the frames that it continues."""
     segments = (Window((0, 1, 2, 3), (1.0,) * 4), Window((2, 3, 4), (0.0, 0.0, 1.0)))
-    found = Identity(similarity=np.array([0.9, 0.9, 0.3, 0.3, 0.9]))
+    found = FaceSimilarity(similarity=np.array([0.9, 0.9, 0.3, 0.3, 0.9]))
     assert found.failing(WindowPlan(5, segments), 0.5, False) == []
-    hidden = Identity(similarity=np.array([0.9, 0.9, 0.9, 0.9, NONE]))
+    hidden = FaceSimilarity(similarity=np.array([0.9, 0.9, 0.9, 0.9, NONE]))
     assert hidden.unmeasured(WindowPlan(5, segments), False) == [1]
 
 

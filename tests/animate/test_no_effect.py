@@ -13,7 +13,7 @@ import pytest
 from stableanimator_cli.animate import run
 from stableanimator_cli.animate.no_effect import options_without_effect
 from stableanimator_cli.config.animate import AnimateConfig
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from tests.animate.clips import Heard
 from tests.waving import waving
@@ -82,7 +82,7 @@ def test_a_run_that_replaces_the_record_of_another_output_says_so(tmp_path: Path
 
 
 def test_a_plan_warns_of_them(tmp_path: Path) -> None:
-    write_picture(tmp_path / "face.png", np.zeros((64, 64, 3), np.uint8))
+    write_image(tmp_path / "face.png", np.zeros((64, 64, 3), np.uint8))
     save_motion(tmp_path / "poses.npz", waving(2))
     flags = {"reference": tmp_path / "face.png", "motion": tmp_path / "poses.npz", "output": tmp_path / "out.mp4"}
     flags |= {"model": "puppet", "size": "64x64", "allow_no_face": True, "preset": "fast", "refine_iters": 2}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, SamplingState, _pack, _unpack
-from stableanimator_cli.animate.identity_gate import GateResult, Identity, PeopleIdentityMeter
+from stableanimator_cli.animate.identity_gate import FaceSimilarity, GateResult, PeopleIdentityMeter
 from stableanimator_cli.animate.people import PersonFace
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.puppets.scene import sample_scene
@@ -20,8 +20,8 @@ NONE = float("nan")
 PLAN = plan_windows(4, length=2, overlap=0)  # three windows of one frame each, beside the anchor
 
 
-def people(*rows: tuple[float, float]) -> Identity:
-    return Identity.of_people(np.array(rows), [4, 7])
+def people(*rows: tuple[float, float]) -> FaceSimilarity:
+    return FaceSimilarity.of_people(np.array(rows), [4, 7])
 
 
 def vector(axis: int) -> np.ndarray:
@@ -46,14 +46,14 @@ def test_the_mean_is_over_the_people_who_show_a_face():
 
 
 def test_one_face_is_recorded_as_before():
-    data = Identity(similarity=np.array([0.5, NONE])).to_json()
+    data = FaceSimilarity(similarity=np.array([0.5, NONE])).to_json()
     assert data == {"mean": 0.5, "frames_with_face": 1, "similarity": [0.5, None]}
 
 
 def test_every_person_has_to_pass():
     good, swapped = people(*[(0.9, 0.9)] * 3), people((0.9, 0.9), (0.9, 0.9), (0.96, 0.3))
     assert good.failing(PLAN, 0.6, True) == []
-    assert Identity(similarity=swapped.similarity).failing(PLAN, 0.6, True) == []  # their mean would pass
+    assert FaceSimilarity(similarity=swapped.similarity).failing(PLAN, 0.6, True) == []  # their mean would pass
     assert swapped.failing(PLAN, 0.6, True) == [2]
     error = GateResult(identity=swapped, failed=(2,)).error(Path("o.mp4"), 0.6, 3)
     assert "0.810 on average (0.920 of person 4, 0.700 of person 7) and below 0.6 in 1 of 3" in error.message
@@ -129,7 +129,9 @@ def test_an_absent_person_has_no_face():
     assert np.isnan(PeopleIdentityMeter(Reader(), [chosen], hidden).add(np.zeros((128, 128, 3), np.uint8)))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("identity", [people((0.5, NONE), (0.25, 0.75)), Identity(similarity=np.array([0.5, NONE]))])
+@pytest.mark.parametrize(
+    "identity", [people((0.5, NONE), (0.25, 0.75)), FaceSimilarity(similarity=np.array([0.5, NONE]))]
+)
 def test_an_interrupted_run_keeps_the_identity_of_each(identity):
     state = SamplingState(latents=torch.zeros(2, 4, 8, 8), step=1)
     best = BestSample(state=state, identity=identity, failed=(0,))

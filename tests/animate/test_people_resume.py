@@ -20,7 +20,7 @@ from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError, Interrupted
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.progress import NullReporter
 from stableanimator_cli.puppets.scene import sample_scene
@@ -30,7 +30,7 @@ from stableanimator_cli.puppets.scene import sample_scene
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for level, name in enumerate(("ref.png", "a.png", "b.png")):
-        write_picture(tmp_path / name, np.full((64, 64, 3), 50 * level, np.uint8))
+        write_image(tmp_path / name, np.full((64, 64, 3), 50 * level, np.uint8))
     (tmp_path / "m.npz").write_bytes(b"a motion")  # only its digest counts here
     return tmp_path
 
@@ -78,7 +78,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Start or resume a run of two or one drawn people; ``stop`` interrupts it after its first step."""
     for count, name in ((2, "two"), (1, "one")):
         scene = sample_scene("test", 0, people=count, framing="portrait", size=(64, 64), frames=2)
-        write_picture(tmp_path / f"{name}.png", scene.reference((192, 192)).image)
+        write_image(tmp_path / f"{name}.png", scene.reference((192, 192)).image)
         save_motion(tmp_path / f"{name}.npz", scene.motion())
     monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
     monkeypatch.setattr(checkpoint, "_WRITE_RATIO", 0)

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from stableanimator_cli.animate import prepare, reference_face
-from stableanimator_cli.animate.identity_gate import Identity, PeopleIdentityMeter
+from stableanimator_cli.animate.identity_gate import FaceSimilarity, PeopleIdentityMeter
 from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.engine.conditioning import PeopleFaces
 from stableanimator_cli.errors import BadInput, ConfigError, NoFace
-from stableanimator_cli.media import VideoWriter, write_picture
+from stableanimator_cli.media import VideoWriter, write_image
 from stableanimator_cli.motion.left_to_right import people_left_to_right
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.scene import sample_scene
@@ -32,12 +32,12 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a couple, somebody else, and their motions."""
     folder = tmp_path_factory.mktemp("scene")
     two = sample_scene("test", 0, people=2, framing="portrait", size=SIZE, frames=FRAMES)
-    write_picture(folder / "two.png", two.reference((192, 192)).image)
-    write_picture(folder / "other.png", two.portrait((128, 128), 1).image)
-    write_picture(folder / "nobody.png", np.full((128, 128, 3), 200, np.uint8))
+    write_image(folder / "two.png", two.reference((192, 192)).image)
+    write_image(folder / "other.png", two.portrait((128, 128), 1).image)
+    write_image(folder / "nobody.png", np.full((128, 128, 3), 200, np.uint8))
     save_motion(folder / "two.npz", two.motion())
     one = sample_scene("test", 1, framing="portrait", size=SIZE, frames=FRAMES)
-    write_picture(folder / "one.png", one.reference((128, 128)).image)
+    write_image(folder / "one.png", one.reference((128, 128)).image)
     save_motion(folder / "one.npz", one.motion())
     return folder
 
@@ -87,7 +87,7 @@ def test_three_people_each_have_their_face_and_their_record(animate, tmp_path):
         motion, keypoints=motion.keypoints[:, order], present=motion.present[:, order],
         face_boxes=motion.face_boxes[:, order], track=np.arange(3),
     )  # fmt: skip
-    write_picture(tmp_path / "three.png", three.reference((768, 288)).image)
+    write_image(tmp_path / "three.png", three.reference((768, 288)).image)
     flags = {"motion": save_motion(tmp_path / "three.npz", turned), "size": "256x96", "preview": True}
     record, own = animate(tmp_path / "three.png", steps=4, min_csim=-1.0, **flags)
     left_to_right = people_left_to_right(turned, range(3))
@@ -107,7 +107,7 @@ def test_three_people_each_have_their_face_and_their_record(animate, tmp_path):
 
 
 def test_a_person_without_a_curve_in_the_preview_is_reported(animate, monkeypatch):
-    seen = Identity.of_people(np.array([[0.5, np.nan]] * FRAMES), (0, 1))
+    seen = FaceSimilarity.of_people(np.array([[0.5, np.nan]] * FRAMES), (0, 1))
     monkeypatch.setattr(PeopleIdentityMeter, "result", lambda meter: seen)
     heard = Heard()
     animate(reporter=heard, preview=True)

@@ -11,7 +11,7 @@ import pytest
 from stableanimator_cli.animate.identity_gate import STRIP, strip
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.errors import CheckFailed, ConfigError, ModelMissing, NoFace
-from stableanimator_cli.media import VideoWriter, open_clip, write_picture
+from stableanimator_cli.media import VideoWriter, open_clip, write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from tests.animate.clips import Heard
@@ -26,8 +26,8 @@ def animate(tmp_path, seeing_model):
     picture = np.full((128, 128, 3), 60, np.uint8)
     picture[30:90, 40:80] = (255, 0, 0)
     picture[50:60, 50:60] = (255, 120, 0)
-    write_picture(tmp_path / "face.png", picture)
-    write_picture(tmp_path / "nobody.png", np.full((128, 128, 3), 60, np.uint8))
+    write_image(tmp_path / "face.png", picture)
+    write_image(tmp_path / "nobody.png", np.full((128, 128, 3), 60, np.uint8))
     motion = waving(FRAMES, (96, 96))
     motion.face_boxes[1] = np.nan
     motion.keypoints[1, :, 24:92, 2] = 0
@@ -219,7 +219,7 @@ def test_boxes_that_show_no_face_are_said(animate, tmp_path, box):
     reporter = Heard()
     record, _ = animate(refine_face="crop", reporter=reporter)
     assert record["refined"] == []
-    assert any("no face box is in the frame with 8 pixels a side or more" in said for said in reporter.warnings)
+    assert any("no face box is in the frame with 8 pixels per side or more" in said for said in reporter.warnings)
 
 
 def test_a_gate_without_a_face_is_refused_before_anything_is_sampled(animate, monkeypatch):

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from stableanimator_cli.animate.run import run
-from stableanimator_cli.media import read_picture
+from stableanimator_cli.media import read_image
 from tests.conftest import ROOT
 from tests.parity import FRAMES, Recording
 
@@ -80,7 +80,7 @@ def test_the_options_of_the_page_give_the_recorded_frames(tmp_path):
             "seed": args["seed"],
         }
     )
-    frames = np.stack([read_picture(file) for file in sorted((tmp_path / "frames").iterdir())]) / 255
+    frames = np.stack([read_image(file) for file in sorted((tmp_path / "frames").iterdir())]) / 255
     recorded = t["frames"].permute(0, 2, 3, 1).clamp(0, 1).numpy()
     assert frames.shape == recorded.shape
     assert np.abs(frames - recorded).max() <= FRAMES + 0.5 / 255  # ours are whole levels

@@ -355,10 +355,10 @@ def test_a_picture_without_a_face_is_refused_unless_allowed(place, animate, seei
 def test_a_face_that_is_found_or_given_is_used(place, animate, seeing_model, tiny_model):
     """The vector that the detector's recogniser makes, given by hand to the model without one: the same video."""
     from stableanimator_cli.detect.face import FaceReader
-    from stableanimator_cli.media import read_picture
+    from stableanimator_cli.media import read_image
 
     picture = plain_picture(place / "face.png", red=(20, 20, 70, 70))
-    (face,) = FaceReader(seeing_model / "faces").faces(read_picture(picture))
+    (face,) = FaceReader(seeing_model / "faces").faces(read_image(picture))
     np.save(place / "face.npy", face.embedding)
     found = animate(reference=picture, model=str(seeing_model), allow_no_face=None, refine_face="off")
     assert json.loads(found.record.read_text())["face"] is True

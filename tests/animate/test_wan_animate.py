@@ -18,7 +18,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.animate import pipeline
 from stableanimator_cli.animate.driving import open_driving
 from stableanimator_cli.animate.driving_faces import read_face_crops
-from stableanimator_cli.animate.identity_gate import Identity
+from stableanimator_cli.animate.identity_gate import FaceSimilarity
 from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.animate.run import run
@@ -28,7 +28,7 @@ from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.engine.backbones.segments import SegmentBackbone
 from stableanimator_cli.engine.render import SampleOptions
 from stableanimator_cli.errors import CheckFailed, ConfigError, ModelDamaged, ModelMissing
-from stableanimator_cli.media import VideoWriter, open_clip, write_picture
+from stableanimator_cli.media import VideoWriter, open_clip, write_image
 from stableanimator_cli.motion.aapose import draw_aapose
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.progress import NullReporter
@@ -168,7 +168,7 @@ def test_face_crops_follow_the_driver_at_another_rate(place, model):
 def test_face_crops_of_a_clip_folder_are_of_the_frames_that_were_preprocessed(place):
     """Images have no times by which to find the frames of `sa preprocess --frames 6:`."""
     for index in range(FRAMES):
-        write_picture(place / "images" / f"{index:02}.png", np.full((128, 128, 3), 10 * index, np.uint8))
+        write_image(place / "images" / f"{index:02}.png", np.full((128, 128, 3), 10 * index, np.uint8))
     folder = clip_of(place / "clip", place / "images", FRAMES - 6)
     motion = dataclasses.replace(waving(FRAMES - 6), times=None)
     motion.face_boxes[:] = np.float32(BOX)
@@ -219,8 +219,8 @@ def test_the_gate_samples_a_segment_again_and_keeps_those_before_it(place, anima
     save_motion(place / "poses.npz", waving(20))
     values = iter([0.9] * 9 + [0.1] * 8 + [0.9] * 3 + [0.9] * 20)
 
-    def measured(job: Any, latents: Any) -> Identity:
-        return Identity(similarity=np.array([next(values) for _ in range(20)]))
+    def measured(job: Any, latents: Any) -> FaceSimilarity:
+        return FaceSimilarity(similarity=np.array([next(values) for _ in range(20)]))
 
     monkeypatch.setattr(pipeline, "_measure_identity", measured)
     steps: list[int] = []
@@ -240,7 +240,7 @@ def test_the_gate_samples_a_segment_again_and_keeps_those_before_it(place, anima
 
 
 def test_a_failing_gate_is_an_error_after_the_video(place, animate, monkeypatch):
-    low = Identity(similarity=np.full(FRAMES, 0.2))
+    low = FaceSimilarity(similarity=np.full(FRAMES, 0.2))
     monkeypatch.setattr(pipeline, "_measure_identity", lambda job, latents: low)
     with pytest.raises(CheckFailed, match=r"below 0\.5 in 2 of 2 window"):
         animate(min_csim=0.5)

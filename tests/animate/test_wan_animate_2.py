@@ -16,7 +16,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.animate import pipeline
 from stableanimator_cli.animate.driving import open_driving
 from stableanimator_cli.animate.driving_pixels import letterboxed
-from stableanimator_cli.animate.identity_gate import Identity
+from stableanimator_cli.animate.identity_gate import FaceSimilarity
 from stableanimator_cli.animate.people_faces import with_people
 from stableanimator_cli.animate.reference_face import ReferenceFace
 from stableanimator_cli.animate.replay import replay
@@ -179,7 +179,7 @@ def test_the_gate_samples_a_segment_again_and_keeps_those_before_it(place, anima
     values = iter([0.9] * 9 + [0.1] * 3 + [0.9] * 12)
     monkeypatch.setattr(
         pipeline, "_measure_identity",
-        lambda job, latents: Identity(similarity=np.array([next(values) for _ in range(FRAMES)])),
+        lambda job, latents: FaceSimilarity(similarity=np.array([next(values) for _ in range(FRAMES)])),
     )  # fmt: skip
     told = record(animate(min_csim=0.5, gate_retries=1, steps=2).video)
     assert told["redrawn_windows"] == [[1]]

@@ -16,7 +16,7 @@ import torch
 from stableanimator_cli.bench import card, card_worker, row_process
 from stableanimator_cli.bench.card import CardRun, run_card
 from stableanimator_cli.bench.card_rows import VARIANTS, CardRow, card_rows, select_rows
-from stableanimator_cli.bench.git import version_of
+from stableanimator_cli.bench.git import code_version
 from stableanimator_cli.cards import find_card
 from stableanimator_cli.cli.verbs import load_verb
 from stableanimator_cli.config.bench import BenchConfig
@@ -178,7 +178,7 @@ def test_rows_of_two_clones_do_not_mix(stand_in: Card, tmp_path: Path):
     stand_in.run(ALL[:1])
     stand_in.run([ALL[0], theirs], config=first)
     known = json.loads(stand_in.output.read_text())["settings"]["against"]
-    assert known == version_of(clones[0]) != version_of(clones[1])
+    assert known == code_version(clones[0]) != code_version(clones[1])
     stand_in.run(ALL[:2])
     assert json.loads(stand_in.output.read_text())["settings"]["against"] == known
     with pytest.raises(BadInput, match=f"rows of the clone {known}, expected those of files") as told:
@@ -190,16 +190,16 @@ def test_rows_of_two_clones_do_not_mix(stand_in: Card, tmp_path: Path):
     with pytest.raises(BadInput, match="rows of the clone of an older version"):
         stand_in.run([theirs], config=first)
     stand_in.run([theirs], config=second, restart=True)
-    assert json.loads(stand_in.output.read_text())["settings"]["against"] == version_of(clones[1])
+    assert json.loads(stand_in.output.read_text())["settings"]["against"] == code_version(clones[1])
 
 
 def test_the_version_of_a_clone_is_its_commit(tmp_path: Path):
     for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-mx"]):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    assert len(version_of(tmp_path)) == 12
+    assert len(code_version(tmp_path)) == 12
     (tmp_path / "a.py").write_text("")
     subprocess.run(["git", "-C", str(tmp_path), "add", "a.py"], check=True)
-    assert version_of(tmp_path).endswith("-dirty")
+    assert code_version(tmp_path).endswith("-dirty")
 
 
 def test_a_process_that_does_not_start_ends_the_run(stand_in: Card, monkeypatch: pytest.MonkeyPatch):
@@ -260,12 +260,12 @@ def test_errors_of_a_row_are_its_reason(monkeypatch: pytest.MonkeyPatch):
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
         monkeypatch.setattr(card_worker.CardWorker, f"_{group}", fail)
-        answer = row_process.guarded(worker.answer, f"{group}/x")
+        answer = row_process.guarded(worker.measure_row, f"{group}/x")
         assert answer == {"status": "failed", "reason": "OutOfMemoryError: CUDA out of memory. Tried to allocate"}
     monkeypatch.undo()
-    answer = row_process.guarded(worker.answer, "variant/cuda-graphs")
+    answer = row_process.guarded(worker.measure_row, "variant/cuda-graphs")
     assert answer["status"] in ("not applicable", "ok")
-    assert row_process.guarded(worker.answer, "nonsense")["status"] == "failed"
+    assert row_process.guarded(worker.measure_row, "nonsense")["status"] == "failed"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stableanimator_cli.bench import cost, gate, run
-from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model, random_weights
+from stableanimator_cli.bench.networks import FULL, network_on_meta, open_bench_model, random_weights
 from stableanimator_cli.engine.memory.profile import prepare_context
 from stableanimator_cli.engine.weights import builders
 from stableanimator_cli.errors import BadInput, CheckFailed
@@ -64,7 +64,7 @@ def test_a_face_box_lies_in_the_frame_and_off_the_grid():
 def test_the_released_shapes_have_no_weights_and_the_small_models_faces():
     model = open_bench_model(FULL)
     assert set(model.files) == {"face"}
-    assert sum(p.numel() for p in build_on_meta(model, "unet").parameters()) == pytest.approx(1550.2e6, rel=1e-3)
+    assert sum(p.numel() for p in network_on_meta(model, "unet").parameters()) == pytest.approx(1550.2e6, rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "size"), [key for key in cost.ESTIMATED if key[1] == (576, 1024)])

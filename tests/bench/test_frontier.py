@@ -171,7 +171,7 @@ def test_the_truth_itself_scores_perfectly(tmp_path: Path) -> None:
     model = catalogue.open_model("puppet")
     (one,) = open_cases(model, bench="puppet", data=None, count=1, work=tmp_path, size=(256, 256), device="cpu")
     assert "256x256" in one.key
-    truth = list(one.truth)
+    truth = list(one.target)
     assert any(face is not None for face in one.faces)
     perfect, grey = one.score(truth), one.score([np.full_like(frame, 128) for frame in truth])
     assert (perfect["face"], perfect["sharpness"], perfect["gradients"]) == (np.inf, 1, 0)

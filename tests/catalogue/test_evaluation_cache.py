@@ -24,7 +24,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _entry(key: str, used: float, folder: str = "seen") -> Path:
     """An entry of about 8 KB, last used at ``used``."""
     before = {entry.path for entry in cache.entries()}
-    cache.store(folder, key, {"x": np.random.default_rng(0).random(1000)})
+    cache.store_arrays(folder, key, {"x": np.random.default_rng(0).random(1000)})
     (path,) = {entry.path for entry in cache.entries()} - before
     os.utime(path, (used, used))
     return path
@@ -32,12 +32,12 @@ def _entry(key: str, used: float, folder: str = "seen") -> Path:
 
 def test_entries_are_loaded_as_stored_and_a_damaged_one_is_none(tmp_path: Path) -> None:
     path = _entry("a", 1)
-    loaded = cache.load("seen", "a")
+    loaded = cache.load_arrays("seen", "a")
     assert loaded is not None
     np.testing.assert_array_equal(loaded["x"], np.random.default_rng(0).random(1000))
-    assert cache.load("seen", "b") is cache.load("clips", "a") is None
+    assert cache.load_arrays("seen", "b") is cache.load_arrays("clips", "a") is None
     path.write_bytes(b"junk")
-    assert cache.load("seen", "a") is None
+    assert cache.load_arrays("seen", "a") is None
 
 
 def test_a_cache_that_may_not_be_read_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,18 +49,18 @@ def test_a_cache_that_may_not_be_read_is_empty(monkeypatch: pytest.MonkeyPatch) 
         if is_root:  # may read everything
             os.seteuid(65534)
         try:
-            assert cache.load("seen", "a") is None
+            assert cache.load_arrays("seen", "a") is None
             cache.trim(0)
         finally:
             if is_root:
                 os.seteuid(0)
             path.parent.chmod(0o700)
-        assert cache.load("seen", "a") is not None
+        assert cache.load_arrays("seen", "a") is not None
 
 
 def test_the_least_recently_used_entries_of_both_folders_are_removed_first() -> None:
     paths = [_entry(str(n), used=n, folder=cache.FOLDERS[n % 2]) for n in range(4)]
-    cache.load("seen", "0")  # now the most recently used
+    cache.load_arrays("seen", "0")  # now the most recently used
     cache.trim(2 * paths[0].stat().st_size)
     assert [path.exists() for path in paths] == [True, False, False, True]
 

@@ -461,7 +461,7 @@ def test_a_model_whose_folder_moved_away_is_said_to_have_moved(tmp_path: Path, h
     model_toml(folder, 'name = "mine"\n')
     import_folder(folder)
     folder.rename(tmp_path / "runs/new")
-    with pytest.raises(ModelMissing, match=r"'mine' was imported from .*runs/mine, which is no longer there") as e:
+    with pytest.raises(ModelMissing, match=r"'mine' was imported from .*runs/mine, which no longer exists") as e:
         catalogue.open_model("mine")
     assert "sa models import" in str(e.value.hint)
     import_folder(tmp_path / "runs/new")

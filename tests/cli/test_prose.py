@@ -14,7 +14,9 @@ from stableanimator_cli import errors
 from stableanimator_cli.cli.verbs import VERBS, load_verb
 from tests.conftest import ROOT
 
-WORDS = re.compile(r"\b(told|tells?|talk|kept|goes on|gone on|go on|anew|begun|broken off|nobody|whoever)\b", re.I)
+WORDS = re.compile(
+    r"\b(told|tells?|says?|talk|kept|goes on|gone on|go on|anew|begun|broken off|nobody|whoever)\b", re.I
+)
 
 
 def help_texts(command: Any, name: str) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stableanimator_cli import __main__ as entry
-from stableanimator_cli.media import VideoWriter, open_clip, write_picture
+from stableanimator_cli.media import VideoWriter, open_clip, write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.skeleton import draw_frame
 from tests.conftest import ROOT
@@ -57,8 +57,8 @@ def things(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     place = tmp_path_factory.mktemp("things")
     person = np.full((80, 64, 3), 180, np.uint8)
     person[20:60, 20:44] = (200, 120, 90)
-    write_picture(place / "person.png", person)
-    write_picture(place / "dot.png", person[:1, :1])
+    write_image(place / "person.png", person)
+    write_image(place / "dot.png", person[:1, :1])
     motion = waving(FRAMES, (96, 128))
     save_motion(place / "wave.npz", motion)
     drawn = [draw_frame(motion, index) for index in range(FRAMES)]
@@ -77,7 +77,7 @@ def things(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     (place / "nothing-in-it").mkdir()
     (place / "frames").mkdir()
     for index, picture in enumerate(drawn):
-        write_picture(place / "frames" / f"frame_{index}.png", picture)
+        write_image(place / "frames" / f"frame_{index}.png", picture)
     body = [float(number) for row in motion.keypoints[0, 0, :18] for number in row]
     frame = {"canvas_width": 96, "canvas_height": 128, "people": [{"pose_keypoints_2d": body}]}
     (place / "openpose.json").write_text(json.dumps(frame))
@@ -142,11 +142,11 @@ REFUSED = [
     (animate(motion="cut.mp4"), 3, "cut.mp4, frame "),
     (animate(motion="text.mp4"), 3, "text.mp4: found data that is no video"),
     (animate(motion="plain.mp4"), 5, "plain.mp4: found a plain video, and model tiny has no person_detector"),
-    (animate(motion="nothing-in-it"), 3, "nothing-in-it: found a folder without pictures"),
+    (animate(motion="nothing-in-it"), 3, "nothing-in-it: found a folder without images"),
     (animate(motion="dot.png"), 3, "dot.png: found 1x1 pixels"),
     (animate(motion="face.npy"), 3, "face.npy: found data that is no video"),
     (animate("dot.png"), 3, "dot.png: found 1x1 pixels"),
-    (animate("text.png"), 3, "text.png: found data that is no picture"),
+    (animate("text.png"), 3, "text.png: found data that is no image"),
     (animate("persn.png"), 3, "persn.png: found no such file"),
     (animate("frames"), 3, "frames: found a folder"),
     (animate(more="--overlap 8 --window 8"), 2, "--overlap: found 8, expected 0 to 7"),

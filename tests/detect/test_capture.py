@@ -194,7 +194,7 @@ def test_a_watcher_sees_each_frame_once_in_order(detectors):
     boxes: list[np.ndarray] = []
 
     class Watcher:
-        def see(self, batch, people) -> None:
+        def add_batch(self, batch, people) -> None:
             frames.extend(batch)
             boxes.extend(people)
 

@@ -111,7 +111,7 @@ def test_a_fallback_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = cast(ort.InferenceSession, Opened())
     monkeypatch.setattr(ort, "get_available_providers", lambda: [onnx.CPU])
     assert "install onnxruntime-gpu" in onnx.describe(opened, "cuda:1")
-    assert "cuda:1 was asked for" in onnx.describe(opened, "cuda:1")
+    assert "cuda:1 was requested" in onnx.describe(opened, "cuda:1")
     monkeypatch.setattr(ort, "get_available_providers", lambda: [onnx.CUDA, onnx.CPU])
     assert "libraries did not load" in onnx.describe(opened, "cuda")
     assert onnx.describe(opened, "auto") == "CPU (CUDA was chosen, but its libraries did not load)"
@@ -207,7 +207,7 @@ def test_libraries_load_before_sessions_and_a_fall_to_the_cpu_is_a_warning(
     reader = FaceReader(folder, "bgr", "cuda", threads=1)
     assert events[0] == "libraries"
     assert events.count("session") >= 2
-    assert reader.describe() == "CPU (cuda was asked for, but its libraries did not load)"
+    assert reader.describe() == "CPU (cuda was requested, but its libraries did not load)"
     said = Said()
     onnx.warn_of_fallbacks(said)
     assert len(said.warned) == 2
@@ -216,7 +216,7 @@ def test_libraries_load_before_sessions_and_a_fall_to_the_cpu_is_a_warning(
     assert len(said.warned) == 2  # once each
     monkeypatch.setattr(reader._recogniser, "session", Elsewhere())
     assert reader.describe() == (
-        "detector on CPU (cuda was asked for, but its libraries did not load), recogniser on CUDA"
+        "detector on CPU (cuda was requested, but its libraries did not load), recogniser on CUDA"
     )
 
 

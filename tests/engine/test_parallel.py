@@ -37,7 +37,7 @@ from stableanimator_cli.engine import parallel
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.parallel_worker import frames_of, partition, run_spawned_worker
 from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing, SaError
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.scene import sample_scene
 from tests.train.test_ranks import free_port
@@ -55,7 +55,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    write_picture(tmp_path / "person.png", np.random.default_rng(3).integers(0, 256, (96, 96, 3), dtype=np.uint8))
+    write_image(tmp_path / "person.png", np.random.default_rng(3).integers(0, 256, (96, 96, 3), dtype=np.uint8))
     motion = waving(9, (64, 64))
     faces = np.broadcast_to(np.float32([20, 4, 44, 28]), (9, 1, 4))  # the person's own are too small to be optimised
     save_motion(tmp_path / "poses.npz", replace(motion, face_boxes=faces))
@@ -170,7 +170,7 @@ def test_two_processes_make_the_bytes_of_one_and_more_than_have_work_do_too(plac
     rich = {"sampler": "heun", "churn": 10.0, "refine_face": "crop", "refine_iters": 1, "refine_steps": "0:2"}
     picture = np.full((96, 96, 3), 60, np.uint8)
     picture[20:70, 30:60], picture[35:45, 40:50] = (255, 0, 0), (255, 120, 0)
-    write_picture(place / "person.png", picture)
+    write_image(place / "person.png", picture)
     one, told = animated(flags_of(place, seeing_model, "one", **rich))
     two, record = animated(flags_of(place, seeing_model, "two", gpus=2, **rich))
     assert two == one
@@ -215,7 +215,7 @@ def test_windows_that_move_are_shared_too(place, tiny_model, forked):
 def test_a_drawn_figures_face_is_kept_alike_in_two_processes(place, forked):
     """The shipped model, which finds the figure's large face: rank 0 optimises it, the other process does not."""
     scene = sample_scene("test", 3, size=(64, 64), frames=5)
-    write_picture(place / "person.png", scene.reference((256, 256)).image)
+    write_image(place / "person.png", scene.reference((256, 256)).image)
     motion = scene.motion()
     save_motion(place / "poses.npz", motion)
     seen = int(np.isfinite(motion.face_boxes).all(axis=2).sum())

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from diffusers import WanAnimateTransformer3DModel
@@ -20,7 +21,6 @@ from stableanimator_cli.errors import ModelDamaged
 from tests.tiny import CPU
 from tests.tiny_wan import FACE, copied, write_model
 
-gguf = pytest.importorskip("gguf")
 BLOCK = 32
 """Values that share a scale: only rows of a multiple are quantised."""
 _NAMES = (  # of diffusers -> of the authors

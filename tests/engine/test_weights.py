@@ -173,7 +173,7 @@ def test_a_list_of_tensors_is_no_state_dict(tmp_path):
 
 
 def test_a_missing_file_is_missing_not_damaged(tmp_path):
-    with pytest.raises(ModelMissing, match=r"unet\.pth is not there"):
+    with pytest.raises(ModelMissing, match=r"unet\.pth is missing"):
         read_tensors(tmp_path / "unet.pth")
 
 

@@ -16,7 +16,7 @@ from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
 from stableanimator_cli.evaluate.baselines import own_name
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.metrics.paired import INTERVAL
 from tests.evaluate.samples import changed, drawn, noisy, write
 
@@ -143,7 +143,7 @@ def test_without_a_ground_truth_too_and_of_unequal_length(sides: Path, tmp_path:
         def warning(self, text: str) -> None:
             warnings.append(text)
 
-    write_picture(tmp_path / "ref.png", drawn(0, frames=1)[0])
+    write_image(tmp_path / "ref.png", drawn(0, frames=1)[0])
     flags = {
         "inputs": [sides / "made" / "v0.mp4"], "output": tmp_path / "out", "baselines": tmp_path / "others",
         "reference_picture": tmp_path / "ref.png", "borders": "2",
@@ -194,7 +194,7 @@ def test_a_system_with_missing_videos_is_refused(sides: Path, tmp_path: Path) ->
 
 def test_ours_with_pasted_faces_is_one_more_system(sides: Path, tmp_path: Path) -> None:
     """``--face-paste`` needs no folder of videos; a system of its name keeps its own."""
-    write_picture(tmp_path / "ref.png", drawn(2, frames=1, size=(128, 128))[0])
+    write_image(tmp_path / "ref.png", drawn(2, frames=1, size=(128, 128))[0])
     for figure in range(2):
         write(tmp_path / "made" / f"v{figure}.mp4", drawn(figure, frames=2, size=(128, 128)))
     flags: dict[str, Any] = {
@@ -222,7 +222,7 @@ def test_ours_with_pasted_faces_is_one_more_system(sides: Path, tmp_path: Path) 
 def test_faces_are_pasted_only_with_a_reference_and_a_recogniser(sides: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--face-paste: found 'on', expected --reference-picture"):
         _run(sides, tmp_path / "out", "made", "truth", face_paste=True)
-    write_picture(tmp_path / "ref.png", drawn(0, frames=1)[0])
+    write_image(tmp_path / "ref.png", drawn(0, frames=1)[0])
     with pytest.raises(ModelMissing, match=r"--face-paste: found no .*face recogniser here"):
         _run(sides, tmp_path / "out", "made", "truth", face_paste=True, reference_picture=tmp_path / "ref.png")
     assert not (tmp_path / "out").exists()

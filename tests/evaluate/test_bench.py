@@ -18,11 +18,11 @@ import pytest
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.evaluate import DATASETS, EvaluateConfig
 from stableanimator_cli.errors import BadInput, BatchFailed, ConfigError, NoFace, OutOfMemory
-from stableanimator_cli.evaluate.animate_cases import Animator
+from stableanimator_cli.evaluate.animate_cases import CaseAnimator
 from stableanimator_cli.evaluate.cases import TIKTOK_IDS, Case, find_cases
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import ModelFolder
@@ -127,7 +127,9 @@ def test_memory_is_that_of_sixteen_frames(benched: tuple[Scores, Copying], tmp_p
         poses=None,
     )  # fmt: skip
     model = catalogue.open_model("puppet")
-    animator = Animator(model=model, name="puppet", animate=animate, settings=None, flags={}, reporter=NullReporter())
+    animator = CaseAnimator(
+        model=model, name="puppet", animate=animate, settings=None, flags={}, reporter=NullReporter()
+    )
     assert animator.measure_memory(case, tmp_path / "memory") == {"host": 1 << 30}
 
 
@@ -141,7 +143,7 @@ def test_a_model_with_other_recommended_settings_animates_again(
     )  # fmt: skip
     model = catalogue.open_model("puppet")
     for defaults, calls in ((model.defaults, 1), (model.defaults, 1), ({**model.defaults, "steps": 3}, 2)):
-        animator = Animator(
+        animator = CaseAnimator(
             model=replace(model, defaults=defaults), name="puppet", animate=animate, settings=None, flags={},
             reporter=NullReporter(),
         )  # fmt: skip
@@ -163,11 +165,11 @@ def test_a_case_that_fails_leaves_its_memory_to_the_next(tmp_path: Path) -> None
             raise OutOfMemory("too little memory") from error
 
     image = tmp_path / "a.png"
-    write_picture(image, drawn(0, frames=1)[0])
+    write_image(image, drawn(0, frames=1)[0])
     case = Case(name="a", reference=image, motion=image, target=None, poses=None)
     about = {"defaults": {}, "configs": {}, "face_channel_order": "bgr", "backbone": "svd"}
     model, alive = SimpleNamespace(name="m", files={}, digests={}, **about), []
-    animator = Animator(
+    animator = CaseAnimator(
         model=cast(ModelFolder, model), name="m", animate=animate, settings=None, flags={}, reporter=NullReporter()
     )
     with pytest.raises(BatchFailed, match="2 of 2 videos could not be animated; the first is a: too little memory"):
@@ -247,7 +249,7 @@ def test_a_bench_of_the_described_layout(tmp_path: Path, monkeypatch: pytest.Mon
     for name in TIKTOK_IDS:
         write(folder / "videos" / f"{name}.mp4", drawn(0, frames=2))
     (folder / "references").mkdir()
-    write_picture(folder / "references" / "00335.png", np.zeros((64, 64, 3), np.uint8))
+    write_image(folder / "references" / "00335.png", np.zeros((64, 64, 3), np.uint8))
     monkeypatch.setenv("SA_DATA", str(tmp_path / "data"))
     cases = _cases("tiktok", tmp_path)
     assert [case.name for case in cases] == list(TIKTOK_IDS)
@@ -265,7 +267,7 @@ def test_a_motion_may_be_any_video_and_what_is_not_used_is_reported(tmp_path: Pa
     for name in ("a", "b", "c"):
         write(folder / "videos" / f"{name}.mp4", drawn(0, frames=2))
     (folder / "references").mkdir()
-    write_picture(folder / "references" / "A.png", np.zeros((64, 64, 3), np.uint8))
+    write_image(folder / "references" / "A.png", np.zeros((64, 64, 3), np.uint8))
     (folder / "poses" / "c").mkdir(parents=True)
     for name in ("a.MP4", "b.webm", "c.bvh", ".hidden"):
         (folder / "poses" / name).write_bytes(b"x")
@@ -351,7 +353,7 @@ def test_a_pasted_face_shares_the_videos_of_no_face(tmp_path: Path) -> None:
     beside = tmp_path / "out" / "animated" / "face-paste" / "seed-2" / "00001.json"
     assert 0 < json.loads(beside.read_text())["face_paste"]["pasted"] <= 3
     notes = " ".join(row[0] for row in scores.tables[-1][2])
-    assert "Face paste stands in the row of FaceFusion" in notes
+    assert "Face paste is in the row of FaceFusion" in notes
     assert "without face optimisation: w/o Face, Face paste" in notes
 
 

@@ -1,4 +1,4 @@
-"""Key points are compared with the motion's frame that each output frame shows, which the run record tells."""
+"""Keypoints are compared with the motion's frame that each output frame shows, which the run record tells."""
 
 from __future__ import annotations
 

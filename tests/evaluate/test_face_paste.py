@@ -13,7 +13,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.evaluate.face_paste import paste, paste_faces
 from stableanimator_cli.evaluate.pairs import Pair
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.metrics.identity import cosines
 from stableanimator_cli.progress import NullReporter
 from tests.evaluate.samples import drawn, write
@@ -72,7 +72,7 @@ def test_another_figures_face_becomes_that_of_the_reference(reader: FaceReader, 
     predicted = write(tmp_path / "made" / "one.mp4", frames)
     record = {"stableanimator-cli": "0", "output": {"frames": 3}, "windows": ["window 1: 0-2"]}
     predicted.with_suffix(".json").write_text(json.dumps(record))
-    write_picture(tmp_path / "one.png", picture)
+    write_image(tmp_path / "one.png", picture)
     pair = Pair(name="one", predicted=predicted, target=None, reference=tmp_path / "one.png", poses=None)
     (done,) = paste_faces([pair], tmp_path / "pasted", reader, NullReporter())
     assert done.predicted == tmp_path / "pasted" / "one.mp4"
@@ -91,7 +91,7 @@ def test_another_figures_face_becomes_that_of_the_reference(reader: FaceReader, 
 
 
 def test_what_is_pasted_is_kept_and_a_new_video_is_not(reader: FaceReader, tmp_path: Path) -> None:
-    write_picture(tmp_path / "one.png", drawn(1, frames=1)[0])
+    write_image(tmp_path / "one.png", drawn(1, frames=1)[0])
     predicted = write(tmp_path / "one.mp4", drawn(0, frames=2))
     pair = Pair(name="one", predicted=predicted, target=None, reference=tmp_path / "one.png", poses=None)
 
@@ -107,7 +107,7 @@ def test_what_is_pasted_is_kept_and_a_new_video_is_not(reader: FaceReader, tmp_p
 
 def test_the_record_beside_is_that_of_the_video_that_was_pasted(reader: FaceReader, tmp_path: Path) -> None:
     """Borders and frames of the motion are read from it: those of an earlier video are wrong."""
-    write_picture(tmp_path / "one.png", drawn(1, frames=1)[0])
+    write_image(tmp_path / "one.png", drawn(1, frames=1)[0])
     predicted = write(tmp_path / "one.mp4", drawn(0, frames=2))
     pair = Pair(name="one", predicted=predicted, target=None, reference=tmp_path / "one.png", poses=None)
     beside = tmp_path / "pasted" / "one.json"
@@ -129,11 +129,11 @@ def test_a_reference_without_a_face_leaves_the_video_as_it_is(reader: FaceReader
             self.said.append(text)
 
     frames = drawn(0, frames=2)
-    write_picture(tmp_path / "one.png", np.full((64, 64, 3), 90, np.uint8))
+    write_image(tmp_path / "one.png", np.full((64, 64, 3), 90, np.uint8))
     predicted = write(tmp_path / "one.mp4", frames)
     pair = Pair(name="one", predicted=predicted, target=None, reference=tmp_path / "one.png", poses=None)
     reporter = Heard()
     (done,) = paste_faces([pair], tmp_path / "pasted", reader, reporter)
-    assert reporter.said == ["one: no face in its reference picture, so that none is pasted"]
+    assert reporter.said == ["one: no face in its reference image, so that none is pasted"]
     for (_, out), frame in zip(open_clip(done.predicted).frames(), frames, strict=True):
         assert (out == frame).all()

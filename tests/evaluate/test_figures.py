@@ -19,7 +19,7 @@ from stableanimator_cli.evaluate.ranking import select
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.files import carries_mark
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.progress import NullReporter
 from tests.evaluate.samples import drawn, noisy, write
@@ -67,7 +67,7 @@ def systems(tmp_path: Path) -> dict[str, VideoScore]:
     """One video of two systems, with its truth, reference and motion."""
     truth = write(tmp_path / "truth" / "v.mp4", drawn(0))
     reference = tmp_path / "picture.png"
-    write_picture(reference, drawn(1, frames=1)[0])
+    write_image(reference, drawn(1, frames=1)[0])
     save_motion(tmp_path / "poses.npz", waving(12, (64, 64)))
     scores = {}
     for name, amount in (("ours", 2), ("theirs", 20)):

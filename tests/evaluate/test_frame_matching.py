@@ -14,14 +14,14 @@ from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.frame_matching import match_frames, numbers_of
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from tests.evaluate.samples import drawn, noisy, write
 
 
 def _folder(path: Path, numbers: Any, form: str = "{:04d}.png") -> Path:
     path.mkdir(parents=True)
     for number in numbers:
-        write_picture(path / form.format(number), np.full((16, 16, 3), number, np.uint8))
+        write_image(path / form.format(number), np.full((16, 16, 3), number, np.uint8))
     return path
 
 
@@ -82,7 +82,7 @@ def test_names_without_numbers_are_matched_whole(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"1 of the prediction \(a\.png\), 1 of the ground truth \(c\.png\)"):
         _match(tmp_path / "made", tmp_path / "truth")
     shutil.copy(tmp_path / "made" / "a.png", tmp_path / "made" / "a.jpg")
-    with pytest.raises(BadInput, match="2 pictures are named a"):
+    with pytest.raises(BadInput, match="2 images are named a"):
         _match(tmp_path / "made", tmp_path / "truth")
 
 
@@ -99,7 +99,7 @@ def test_identical_frames_with_one_file_missing_are_identical(tmp_path: Path) ->
         (tmp_path / side).mkdir()
         for number, frame in enumerate(frames):
             if number != lacking:
-                write_picture(tmp_path / side / f"{number:03d}.png", frame)
+                write_image(tmp_path / side / f"{number:03d}.png", frame)
 
     def scored(**flags: Any) -> Scores:
         inputs = [tmp_path / "made", tmp_path / "truth"]
@@ -128,7 +128,7 @@ def test_flicker_and_seams_do_not_see_a_gap(tmp_path: Path) -> None:
         (tmp_path / side).mkdir()
         for number, frame in enumerate(drawn(0)):
             if number not in (5, 6):
-                write_picture(tmp_path / side / f"{number}.png", change(number, frame))
+                write_image(tmp_path / side / f"{number}.png", change(number, frame))
     given = {"inputs": [tmp_path / "made", tmp_path / "truth"], "output": tmp_path / "out", "model": "puppet"}
     scores = run(flags=given, animate=lambda flags, settings: None)
     assert isinstance(scores, Scores)

@@ -24,7 +24,7 @@ from stableanimator_cli.evaluate.score_builder import ScoreBuilder
 from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.evaluate.scoring import Scorer
 from stableanimator_cli.files import carries_mark, locked_output
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.progress import NullReporter
 from stableanimator_cli.records import Clip
 from tests.evaluate.samples import changed, drawn, noisy, write
@@ -208,7 +208,7 @@ def test_nothing_of_a_video_that_fails_late_stays_in_the_distances(sides: tuple[
     forgotten: list[str] = []
     detector = SimpleNamespace(start=_no_detection, unavailable={}, reader=None, detectors=None)
     networks = SimpleNamespace(
-        of_reference=(), begin=lambda name, target, reference: None, see=lambda frame: None, similarities=dict,
+        of_reference=(), begin=lambda name, target, reference: None, add_frame=lambda frame: None, similarities=dict,
         add=lambda predicted, target, number: None, end=dict, forget=forgotten.append,
     )  # fmt: skip
     rules = PROTOCOLS["native"]
@@ -230,7 +230,7 @@ def test_frames_without_a_true_face_are_asked_for_no_identity(tmp_path: Path) ->
         unavailable={"judge": ("", "")}, reader=True, embed_largest_face=lambda image: (alice, nobody)
     )
     given: Any = {"rules": PROTOCOLS["native"], "detector": detector, "networks": None, "truncate": False}
-    write_picture(tmp_path / "r.png", drawn(0, frames=1)[0])
+    write_image(tmp_path / "r.png", drawn(0, frames=1)[0])
     pair = Pair(name="v", predicted=tmp_path, reference=tmp_path / "r.png")
     made = ScoreBuilder(pair, open_clip(tmp_path / "r.png"), None, None)
     scorer = Scorer(**given, borders=None, reporter=NullReporter())

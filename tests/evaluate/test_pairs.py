@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.evaluate.pairs import Pair, find_pictures, find_videos, match, match_files
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.evaluate.pairs import Pair, find_images, find_videos, match, match_files
+from stableanimator_cli.media import write_image
 
 
 def _files(folder: Path, *names: str) -> Path:
@@ -22,7 +22,7 @@ def _files(folder: Path, *names: str) -> Path:
 def _frames(folder: Path, count: int = 3) -> Path:
     folder.mkdir(parents=True)
     for n in range(count):
-        write_picture(folder / f"{n}.png", np.zeros((16, 16, 3), np.uint8))
+        write_image(folder / f"{n}.png", np.zeros((16, 16, 3), np.uint8))
     return folder
 
 
@@ -74,8 +74,8 @@ def test_one_picture_serves_all_and_a_folder_must_have_all(tmp_path: Path) -> No
     pairs = [Pair(name=name, predicted=tmp_path) for name in ("a", "b")]
     folder = tmp_path / "pictures"
     folder.mkdir()
-    write_picture(folder / "a.png", np.zeros((16, 16, 3), np.uint8))
+    write_image(folder / "a.png", np.zeros((16, 16, 3), np.uint8))
     one = folder / "a.png"
-    assert match_files(pairs, one, "picture", find_pictures(one)) == {"a": one, "b": one}
-    with pytest.raises(BadInput, match="no picture named b"):
-        match_files(pairs, folder, "picture", find_pictures(folder))
+    assert match_files(pairs, one, "image", find_images(one)) == {"a": one, "b": one}
+    with pytest.raises(BadInput, match="no image named b"):
+        match_files(pairs, folder, "image", find_images(folder))

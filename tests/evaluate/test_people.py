@@ -23,7 +23,7 @@ from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.files import sha256_of
-from stableanimator_cli.media import VideoWriter, write_picture
+from stableanimator_cli.media import VideoWriter, write_image
 from stableanimator_cli.motion.left_to_right import people_left_to_right
 from stableanimator_cli.motion.motion_file import load_motion, save_motion
 from stableanimator_cli.progress import NullReporter
@@ -49,7 +49,7 @@ def write_video(path: Path, images: list[np.ndarray]) -> Path:
 def folder(tmp_path: Path, scene: Scene) -> Path:
     """The true video, the reference, and the motion of both people."""
     write_video(tmp_path / "out.mp4", [frame.image for frame in scene.clip()])
-    write_picture(tmp_path / "reference.png", scene.reference((512, 512)).image)
+    write_image(tmp_path / "reference.png", scene.reference((512, 512)).image)
     save_motion(tmp_path / "poses.npz", scene.motion())
     return tmp_path
 
@@ -108,7 +108,7 @@ def test_exchanged_faces_are_not_those_of_the_people(folder: Path) -> None:
 
 
 def test_a_face_of_another_image_is_read_from_it(folder: Path, scene: Scene) -> None:
-    write_picture(folder / "other.png", scene.portrait((256, 256), person=1).image)
+    write_image(folder / "other.png", scene.portrait((256, 256), person=1).image)
     people = [{"person": 0, "image": "r", "face": 0}, {"person": 1, "image": str(folder / "other.png"), "face": None}]
     write_record(folder, people)
     video = only(scored(folder))
@@ -123,12 +123,12 @@ def test_an_image_of_a_face_that_is_not_the_runs_is_refused(folder: Path, scene:
     words = "expected the image of the face of person 1, as in the run record"
     with pytest.raises(BadInput, match=f"other.png: found no such file, {words}"):
         scored(folder)
-    write_picture(other, scene.portrait((256, 256), person=1).image)
+    write_image(other, scene.portrait((256, 256), person=1).image)
     record = json.loads((folder / "out.json").read_text())
     record["inputs"] = {"face_of_1": {"path": str(other), "sha256": sha256_of(other)}}
     (folder / "out.json").write_text(json.dumps(record))
     assert len(only(scored(folder)).people) == 2
-    write_picture(other, scene.portrait((256, 256), person=0).image)
+    write_image(other, scene.portrait((256, 256), person=0).image)
     with pytest.raises(BadInput, match=f"other.png: found another file, {words}"):
         scored(folder)
 
@@ -175,8 +175,8 @@ def test_the_only_one_drawn_may_have_the_face_of_another_image(folder: Path, sce
         track=motion.track[:1],
     )  # fmt: skip
     save_motion(folder / "poses.npz", first)
-    write_picture(folder / "other.png", scene.portrait((256, 256), person=0).image)
-    write_picture(folder / "reference.png", scene.portrait((256, 256), person=1).image)
+    write_image(folder / "other.png", scene.portrait((256, 256), person=0).image)
+    write_image(folder / "reference.png", scene.portrait((256, 256), person=1).image)
     write_record(folder, [{"person": 0, "image": str(folder / "other.png"), "face": None}])
     video = only(scored(folder))
     write_record(folder, None)

@@ -17,7 +17,7 @@ from stableanimator_cli.engine import metric_networks
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from tests.engine.test_image_metric_networks import clip_folder, dino_folder, vjepa_folder
 from tests.evaluate.samples import changed, drawn, noisy, write
 from tests.nets import vit_nets
@@ -52,7 +52,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for system, amount in (("ours", 4), ("others/theirs", 60)):
             (folder / system).mkdir(parents=True, exist_ok=True)
             changed(folder / "truth" / name, folder / system / name, noisy(amount))
-    write_picture(folder / "ref.png", drawn(7, frames=1, size=(80, 60))[0])
+    write_image(folder / "ref.png", drawn(7, frames=1, size=(80, 60))[0])
     return folder
 
 

@@ -18,7 +18,7 @@ from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged
 from stableanimator_cli.evaluate.evaluator import Evaluator, open_evaluator
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.metrics.pixel import psnr
 from stableanimator_cli.records import Clip
 from tests.evaluate.samples import FRAMES, changed, drawn, noisy, write
@@ -143,7 +143,7 @@ def test_each_video_is_decoded_once_for_all_scores(
 
 
 def _picture(folder: Path) -> Path:
-    write_picture(folder / "reference.png", drawn(0, frames=1)[0])
+    write_image(folder / "reference.png", drawn(0, frames=1)[0])
     return folder / "reference.png"
 
 
@@ -194,7 +194,7 @@ def test_planted_faults_move_what_they_should(measured_one: Any, truth: Path) ->
 def test_a_reference_picture_that_was_given_is_not_advised(tmp_path: Path) -> None:
     video = write(tmp_path / "grey.mp4", [np.full((64, 64, 3), 90 + t, np.uint8) for t in range(4)])
     picture = tmp_path / "person.png"
-    write_picture(picture, np.full((64, 64, 3), 90, np.uint8))
+    write_image(picture, np.full((64, 64, 3), 90, np.uint8))
     scores = _scored(video, video, tmp_path / "out", reference_picture=picture)
     assert [one.command for one in scores.missing if one.metric == "csim_ref"] == [""]
 
@@ -206,7 +206,7 @@ def test_a_video_without_any_face_is_null_and_says_so(tmp_path: Path) -> None:
     assert "csim_ref" not in scores.rows
     [unknown] = [one for one in scores.missing if one.metric == "csim_ref"]
     assert "no face in any frame" in unknown.reason
-    assert unknown.command == "--reference-picture PICTURE"
+    assert unknown.command == "--reference-picture IMAGE"
     assert any("shows no face" in note for note in scores.videos[0].notes)
     told = json.loads((tmp_path / "out" / "scores.json").read_text())["videos"][0]
     assert told["values"]["csim_ref"] is None

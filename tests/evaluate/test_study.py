@@ -18,7 +18,7 @@ from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.study import QUESTIONS
 from stableanimator_cli.evaluate.study_blocks import balanced_blocks
 from stableanimator_cli.files import carries_mark
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from tests.evaluate.samples import drawn, noisy, write
 from tests.evaluate.test_latex import check_structure
@@ -40,7 +40,7 @@ def folders(tmp_path: Path) -> Path:
 
 def _picture(path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
-    write_picture(path, drawn(0, frames=1)[0])
+    write_image(path, drawn(0, frames=1)[0])
 
 
 def _study(folders: Path, *systems: str, **flags: Any) -> Any:
@@ -183,7 +183,7 @@ def test_both_sides_play_by_one_clock(folders: Path) -> None:
     (folders / "rival_one" / "a.mp4").unlink()
     for index, frame in enumerate(drawn(0, frames=3)):
         (folders / "rival_one" / "a").mkdir(exist_ok=True)
-        write_picture(folders / "rival_one" / "a" / f"{index}.png", frame)
+        write_image(folders / "rival_one" / "a" / f"{index}.png", frame)
     frames = [frame for _, frame in open_clip(folders / "rival_two" / "a.mp4").frames()]
     write(folders / "rival_two" / "a.mp4", frames, fps=25)
     _study(folders)

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page
 
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.study import QUESTIONS
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from tests.browser import open_browser
 from tests.evaluate.samples import drawn, noisy, write
 
@@ -35,7 +35,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write(folder / system / f"{name}.mp4", [noisy(8 * amount)(0, f) for f in drawn(0, frames=3, size=SIZE)])
     (folder / "pictures").mkdir()
     for name in "abcd":
-        write_picture(folder / "pictures" / f"{name}.png", drawn(0, frames=1, size=SIZE)[0])
+        write_image(folder / "pictures" / f"{name}.png", drawn(0, frames=1, size=SIZE)[0])
     flags = {"inputs": [folder / name for name in SYSTEMS], "study": True, "comparisons": 5,
              "reference_picture": folder / "pictures", "output": folder / "out"}  # fmt: skip
     run(flags=flags, animate=_never)

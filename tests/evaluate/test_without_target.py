@@ -22,7 +22,7 @@ from stableanimator_cli.errors import BadInput, ModelMissing, NoFace
 from stableanimator_cli.evaluate.detections import VideoDetections, VideoDetector
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
-from stableanimator_cli.media import write_animation, write_picture
+from stableanimator_cli.media import write_animation, write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.records import Clip
 from tests.evaluate.samples import drawn, write
@@ -65,7 +65,7 @@ def frames() -> list[np.ndarray]:
 
 @pytest.fixture
 def things(tmp_path: Path, frames: list[np.ndarray]) -> Path:
-    write_picture(tmp_path / "ref.png", frames[0][:, :48])
+    write_image(tmp_path / "ref.png", frames[0][:, :48])
     write(tmp_path / "out.mp4", frames)
     return tmp_path
 
@@ -169,7 +169,7 @@ def test_what_any_system_wrote_is_read(plant: dict[str, Any], things: Path, fram
         file.mux(stream.encode())
     (made / "d").mkdir()
     for index, frame in enumerate(frames[:3]):
-        write_picture(made / "d" / f"{index}.png", frame)
+        write_image(made / "d" / f"{index}.png", frame)
     scores = _scored(things, "made")
     assert [(video.name, video.frames) for video in scores.videos] == [("a", 6), ("b", 5), ("c", 4), ("d", 3)]
     assert scores.rows["csim_ref"].shown == pytest.approx(0.8)
@@ -233,8 +233,8 @@ def test_references_are_found_by_name(plant: dict[str, Any], things: Path, frame
     for name in ("a", "b"):
         write(things / "made" / f"{name}.mp4", frames[:4])
     (things / "refs").mkdir()
-    write_picture(things / "refs" / "a.png", frames[0])
-    with pytest.raises(BadInput, match="no picture named b"):
+    write_image(things / "refs" / "a.png", frames[0])
+    with pytest.raises(BadInput, match="no image named b"):
         _scored(things, "made", reference_picture=things / "refs")
 
 

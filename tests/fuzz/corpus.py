@@ -18,7 +18,7 @@ def build(folder: Path, sa: Callable[..., int]) -> Path:
     """Write the corpus; ``sa`` runs a command in ``folder`` and returns its exit code. Models go into ``models``."""
     from stableanimator_cli.config.animate import AnimateConfig
     from stableanimator_cli.config.schema import to_toml
-    from stableanimator_cli.media import write_picture
+    from stableanimator_cli.media import write_image
     from stableanimator_cli.motion.motion_file import load_motion
     from stableanimator_cli.puppets.scene import sample_scene
     from tests.evaluate.samples import changed, drawn, noisy, write
@@ -28,9 +28,9 @@ def build(folder: Path, sa: Callable[..., int]) -> Path:
     _models(folder / "models")
     frames = [frame.image for frame in sample_scene("test", 60_000, size=(64, 64), frames=6).clip()]
     for name in ("ref.png", "ref.jpg"):
-        write_picture(folder / name, frames[0])
+        write_image(folder / name, frames[0])
     for index, frame in enumerate(frames[:4]):
-        write_picture(folder / "frames" / f"frame_{index}.png", frame)
+        write_image(folder / "frames" / f"frame_{index}.png", frame)
     write(folder / "videos" / "dance.mp4", frames)
     shutil.copyfile(folder / "videos" / "dance.mp4", folder / "dance.mp4")
     (folder / "list.txt").write_text("videos/dance.mp4\n# a comment\nref.jpg\n")

@@ -45,7 +45,7 @@ def test_take_without_a_known_count(uncounted):
     assert numbers(media.take(uncounted, 4, 6)) == [4, 5]
     assert numbers(media.take(uncounted, 8)) == [8, 9]
     assert media.take(uncounted, 4, 6).count is None
-    with pytest.raises(ConfigError, match=r"frames: found '-3:'.*numbers from 0 on"):
+    with pytest.raises(ConfigError, match=r"frames: found '-3:'.*numbers from 0"):
         media.take(uncounted, -3)
 
 
@@ -88,7 +88,7 @@ def test_resample_after_take_starts_at_the_first_frame_taken(clip):
 
 def test_resample_gives_a_folder_a_clock(tmp_path):
     for index, image in enumerate(numbered(3)):
-        media.write_picture(tmp_path / f"{index}.png", image)
+        media.write_image(tmp_path / f"{index}.png", image)
     clip = media.resample(media.open_clip(tmp_path), 25)
     assert [time for time, _ in clip.frames()] == [0, Fraction(1, 25), Fraction(2, 25)]
     assert (clip.fps, clip.count) == (25, 3)

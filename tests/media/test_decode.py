@@ -248,7 +248,7 @@ def test_moov_cut_off_is_refused_at_once(tmp_path):
     data = make_video(tmp_path / "m.mp4", noise(10, (64, 48))).read_bytes()
     path = tmp_path / "cut.mp4"
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(BadInput, match=r"cut\.mp4.*no video or picture"):
+    with pytest.raises(BadInput, match=r"cut\.mp4.*no video or image"):
         media.open_clip(path)
 
 
@@ -265,7 +265,7 @@ def test_sound_alone_is_no_video(tmp_path):
     with wave.open(str(path), "wb") as out:
         out.setparams((1, 2, 8000, 0, "NONE", ""))
         out.writeframes(bytes(8000))
-    with pytest.raises(BadInput, match=r"without pictures \(it holds audio\)"):
+    with pytest.raises(BadInput, match=r"without video \(it holds audio\)"):
         media.open_clip(path)
 
 

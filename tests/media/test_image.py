@@ -24,7 +24,7 @@ ORIENTATION = 0x0112
 def test_formats_of_still_pictures(tmp_path, name):
     settings = {"lossless": True} if name.endswith("webp") else {}
     Image.fromarray(corners()).save(tmp_path / name, **settings)
-    seen = media.read_picture(tmp_path / name)
+    seen = media.read_image(tmp_path / name)
     assert seen.dtype == np.uint8
     assert seen.shape == (48, 64, 3)
     assert corner_names(seen) == "rgbk"
@@ -38,7 +38,7 @@ def test_content_decides_not_the_name(tmp_path):
     Image.fromarray(corners()).save(tmp_path / "really.png")
     path = (tmp_path / "really.png").rename(tmp_path / "picture.mp4")
     assert media.open_clip(path).count == 1
-    assert corner_names(media.read_picture(path)) == "rgbk"
+    assert corner_names(media.read_image(path)) == "rgbk"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_exif_orientation(tmp_path, orientation, seen):
     exif[ORIENTATION] = orientation
     path = tmp_path / "photo.jpg"
     Image.fromarray(corners()).save(path, exif=exif, quality=95, subsampling=0)
-    turned = media.read_picture(path)
+    turned = media.read_image(path)
     assert corner_names(turned) == seen
     assert media.open_clip(path).size == turned.shape[1::-1] == ((64, 48) if orientation < 5 else (48, 64))
 
@@ -69,8 +69,8 @@ def test_sixteen_bits_become_eight(tmp_path):
     grey = np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
     cv2.imwrite(str(tmp_path / "grey.png"), grey)
     cv2.imwrite(str(tmp_path / "colour.png"), np.stack([grey, grey // 2, grey // 4], axis=2))  # BGR
-    assert np.array_equal(media.read_picture(tmp_path / "grey.png"), np.repeat((grey >> 8)[..., None], 3, axis=2))
-    colour = media.read_picture(tmp_path / "colour.png").astype(int)
+    assert np.array_equal(media.read_image(tmp_path / "grey.png"), np.repeat((grey >> 8)[..., None], 3, axis=2))
+    colour = media.read_image(tmp_path / "colour.png").astype(int)
     expected = np.stack([grey // 4, grey // 2, grey], axis=2) / 257
     assert np.abs(colour - expected).max() <= 1
 
@@ -79,7 +79,7 @@ def test_sixteen_bits_become_eight(tmp_path):
 def test_other_colour_modes(tmp_path, mode):
     name = "a.jpg" if mode == "CMYK" else "a.png"
     Image.fromarray(np.full((20, 30, 3), 255, np.uint8)).convert(mode).save(tmp_path / name)
-    assert media.read_picture(tmp_path / name).min() >= 250
+    assert media.read_image(tmp_path / name).min() >= 250
 
 
 def _red_and_blue_exchanged() -> bytes:
@@ -97,7 +97,7 @@ def test_colours_of_a_profile_become_srgb(tmp_path, name, mode):
     picture = Image.fromarray(np.full((20, 30, 3), (204, 102, 51), np.uint8)).convert(mode)
     for profile, expected in ((None, (204, 102, 51)), (_red_and_blue_exchanged(), (51, 102, 204))):
         picture.save(tmp_path / name, icc_profile=profile)
-        assert np.abs(media.read_picture(tmp_path / name).astype(int) - expected).max() <= 4
+        assert np.abs(media.read_image(tmp_path / name).astype(int) - expected).max() <= 4
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA"])
@@ -108,13 +108,13 @@ def test_profiles_that_change_nothing_or_do_not_fit_leave_the_numbers(tmp_path, 
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for profile in (srgb, b"no profile", *(() if mode == "RGB" else (_red_and_blue_exchanged(),))):
         picture.save(tmp_path / "a.png", icc_profile=profile)
-        assert np.array_equal(media.read_picture(tmp_path / "a.png"), media.read_picture(tmp_path / "plain.png"))
+        assert np.array_equal(media.read_image(tmp_path / "a.png"), media.read_image(tmp_path / "plain.png"))
 
 
 def test_floating_point_values_are_refused(tmp_path):
     Image.fromarray(np.full((20, 30), 0.5, np.float32)).save(tmp_path / "depth.tiff")
     with pytest.raises(BadInput, match=r"depth.tiff.*floating-point values.*expected 8 or 16 bits"):
-        media.read_picture(tmp_path / "depth.tiff")
+        media.read_image(tmp_path / "depth.tiff")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -127,7 +127,7 @@ def test_transparency_is_black(tmp_path, mode):
     elif mode == "LA":
         picture = picture.convert("LA")
     picture.save(tmp_path / "t.png")
-    seen = media.read_picture(tmp_path / "t.png")[10].astype(int)
+    seen = media.read_image(tmp_path / "t.png")[10].astype(int)
     assert np.abs(seen[[5, 15, 25]] - [[0], [100], [200]]).max() <= 2
 
 
@@ -156,9 +156,9 @@ def test_the_picture_before_an_animated_png_is_no_frame_of_it(tmp_path):
 
 
 def test_one_pixel(tmp_path):
-    media.write_picture(tmp_path / "dot.png", np.uint8([[[1, 2, 3]]]))
+    media.write_image(tmp_path / "dot.png", np.uint8([[[1, 2, 3]]]))
     assert media.open_clip(tmp_path / "dot.png").size == (1, 1)
-    assert media.read_picture(tmp_path / "dot.png").tolist() == [[[1, 2, 3]]]
+    assert media.read_image(tmp_path / "dot.png").tolist() == [[[1, 2, 3]]]
 
 
 def test_folder_in_natural_order(tmp_path):
@@ -176,7 +176,7 @@ def test_folder_in_natural_order(tmp_path):
 
 def test_folder_of_mixed_sizes_names_the_odd_one(tmp_path):
     for index, size in enumerate([(64, 48), (64, 48), (60, 48)]):
-        media.write_picture(tmp_path / f"{index}.png", corners(size))
+        media.write_image(tmp_path / f"{index}.png", corners(size))
     with pytest.raises(BadInput, match=r"2\.png, frame 2: found 60x48 pixels, expected 64x48"):
         media.open_clip(tmp_path)
 
@@ -185,19 +185,19 @@ def test_folder_of_mixed_sizes_names_the_odd_one(tmp_path):
 def test_folder_without_pictures(tmp_path, others):
     for name in others:
         (tmp_path / name).write_text("x")
-    with pytest.raises(BadInput, match=r"folder without pictures, expected files ending in \.png"):
+    with pytest.raises(BadInput, match=r"folder without images, expected files ending in \.png"):
         media.open_clip(tmp_path)
 
 
 def test_folder_where_a_picture_is_needed(tmp_path):
-    with pytest.raises(BadInput, match="found a folder, expected a picture"):
-        media.read_picture(tmp_path)
+    with pytest.raises(BadInput, match="found a folder, expected an image"):
+        media.read_image(tmp_path)
 
 
 def test_text_called_picture(tmp_path):
     (tmp_path / "face.png").write_text("not a face")
-    for read in (media.read_picture, media.open_clip):
-        with pytest.raises(BadInput, match=r"face\.png: found data that is no picture") as caught:
+    for read in (media.read_image, media.open_clip):
+        with pytest.raises(BadInput, match=r"face\.png: found data that is no image") as caught:
             read(tmp_path / "face.png")
         assert "save it as PNG" in caught.value.hint
 
@@ -205,7 +205,7 @@ def test_text_called_picture(tmp_path):
 def test_the_photograph_of_a_phone_is_called_by_its_format(tmp_path):
     (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0heicmif1" + bytes(64))
     with pytest.raises(BadInput, match=r"IMG_1\.HEIC: found a HEIC image, which is not read, expected") as caught:
-        media.read_picture(tmp_path / "IMG_1.HEIC")
+        media.read_image(tmp_path / "IMG_1.HEIC")
     assert "save it as PNG" in caught.value.hint
 
 
@@ -214,23 +214,23 @@ def test_truncated_picture(tmp_path, name):
     path = tmp_path / name
     Image.fromarray(noise(1, (64, 64))[0]).save(path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(BadInput, match=rf"{name}: found a damaged picture"):
-        media.read_picture(path)
+    with pytest.raises(BadInput, match=rf"{name}: found a damaged image"):
+        media.read_image(path)
 
 
 def test_write_png_is_exact_and_jpeg_close(tmp_path):
     picture = noise(1, (31, 17))[0]
-    media.write_picture(tmp_path / "new" / "a.png", picture)
-    assert np.array_equal(media.read_picture(tmp_path / "new" / "a.png"), picture)
+    media.write_image(tmp_path / "new" / "a.png", picture)
+    assert np.array_equal(media.read_image(tmp_path / "new" / "a.png"), picture)
     smooth = np.broadcast_to(np.uint8([200, 40, 90]), (32, 32, 3))
-    media.write_picture(str(tmp_path / "b.jpg"), smooth)
-    assert np.abs(media.read_picture(tmp_path / "b.jpg").astype(int) - smooth).max() <= 2
+    media.write_image(str(tmp_path / "b.jpg"), smooth)
+    assert np.abs(media.read_image(tmp_path / "b.jpg").astype(int) - smooth).max() <= 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.jpg", "new"]
 
 
-def test_write_picture_leaves_the_old_one_when_it_fails(tmp_path, monkeypatch):
+def test_write_image_leaves_the_old_one_when_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    media.write_picture(path, corners())
+    media.write_image(path, corners())
 
     def full(self, fp, **settings):
         fp.write_bytes(b"half")
@@ -238,17 +238,17 @@ def test_write_picture_leaves_the_old_one_when_it_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(BadInput, match="no room left to write"):
-        media.write_picture(path, noise(1, (64, 48))[0])
-    assert corner_names(media.read_picture(path)) == "rgbk"
+        media.write_image(path, noise(1, (64, 48))[0])
+    assert corner_names(media.read_image(path)) == "rgbk"
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_write_picture_refuses_other_suffixes_and_shapes(tmp_path):
+def test_write_image_refuses_other_suffixes_and_shapes(tmp_path):
     with pytest.raises(ConfigError, match=r"found 'a\.gif', expected a name ending in \.png"):
-        media.write_picture(tmp_path / "a.gif", corners())
+        media.write_image(tmp_path / "a.gif", corners())
     for wrong in (corners()[..., 0], corners().astype(np.float32), np.zeros((4, 4, 4), np.uint8)):
         with pytest.raises(ValueError, match="a frame is uint8"):
-            media.write_picture(tmp_path / "a.png", wrong)
+            media.write_image(tmp_path / "a.png", wrong)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -261,7 +261,7 @@ def test_a_picture_cut_anywhere_is_one_error_that_names_it(tmp_path, name):
     path = tmp_path / f"cut.{name}"
     for length in range(1, len(whole), max(1, len(whole) // 60)):
         path.write_bytes(whole[:length])
-        for read in (media.read_picture, image.picture_size, image.open_picture):
+        for read in (media.read_image, image.image_size_of, image.open_image):
             try:
                 read(path)
             except BadInput as error:
@@ -272,8 +272,8 @@ def test_a_pipe_is_no_picture_and_is_not_waited_for(tmp_path):
     path = tmp_path / "a.png"
     os.mkfifo(path)
     with pytest.raises(BadInput, match="found a pipe"):
-        media.read_picture(path)
-    assert image.is_picture(path)
+        media.read_image(path)
+    assert image.is_image(path)
     with pytest.raises(BadInput, match="found a pipe"):
         media.open_clip(tmp_path)
 
@@ -338,8 +338,8 @@ def test_a_gif_needs_its_suffix_and_replaces_no_file_of_others(tmp_path):
 def test_a_picture_with_too_many_pixels_says_so(tmp_path, monkeypatch):
     Image.fromarray(corners()).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(BadInput, match=r"large\.png: found a picture of more than 0\.002 megapixels") as caught:
-        media.read_picture(tmp_path / "large.png")
+    with pytest.raises(BadInput, match=r"large\.png: found an image of more than 0\.002 megapixels") as caught:
+        media.read_image(tmp_path / "large.png")
     assert "reduce it" in caught.value.hint
 
 

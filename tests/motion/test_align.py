@@ -51,7 +51,7 @@ def test_recorded_alignments_and_a_spoilt_one(tmp_path):
 
 
 def test_recorded_drawings_come_out_of_records_too():
-    """Key points in float32 pixels, through ``align`` and the drawing of motions: still no pixel differs."""
+    """Keypoints in float32 pixels, through ``align`` and the drawing of motions: still no pixel differs."""
     cases = json.loads((GOLDEN / "skeleton_cases.json").read_text())
     with np.load(GOLDEN / "skeleton_cases.npz") as drawn:
         for name, case in cases.items():
@@ -260,7 +260,7 @@ def test_refusals_say_what_helps(motion, reference):
         align(motion, reference[:18], SIZE, "affine")
     blind = reference * [1, 1, 0]
     for mode in ("upstream", "affine", "bones", "similarity"):
-        with pytest.raises(NoPerson, match="the reference picture shows 0 of the points") as caught:
+        with pytest.raises(NoPerson, match="the reference image shows 0 of the points") as caught:
             align(motion, blind, SIZE, mode)
         assert "--align none" in str(caught.value.hint)
     unseen = dataclasses.replace(motion, keypoints=motion.keypoints * np.float32([1, 1, 0]))

@@ -124,7 +124,7 @@ def test_shares_of_a_canvas_become_pixels(tmp_path: Path):
     frame = {"people": [{"pose_keypoints_2d": [0.25, 0.5, 1.0] * 25}]}
     read = load_openpose(write(tmp_path / "f.json", frame | {"canvas_width": 640, "canvas_height": 480}))
     assert read.motion.keypoints[0, 0, 0].tolist() == [160, 240, 1]
-    with pytest.raises(BadInput, match="shares of an unknown size") as caught:
+    with pytest.raises(BadInput, match="fractions of an unknown size") as caught:
         load_openpose(write(tmp_path / "g.json", frame))
     assert caught.value.hint == (  # `sa animate --size` is about the output
         "add canvas_width and canvas_height to the frames, or convert them: sa preprocess FILE --size WxH -o motion.npz"
@@ -190,7 +190,7 @@ def test_the_file_and_the_frame_of_a_folder_are_named(tmp_path: Path):
     with pytest.raises(BadInput, match=r"2_keypoints\.json, frame 2: "):
         load_openpose(tmp_path)
     write(tmp_path / "2_keypoints.json", [GOOD, GOOD])
-    with pytest.raises(BadInput, match="frame 2: found 2 frames in a file, expected one frame a file"):
+    with pytest.raises(BadInput, match="frame 2: found 2 frames in a file, expected one frame per file"):
         load_openpose(tmp_path)
     with pytest.raises(BadInput, match="no such file"):
         load_openpose(tmp_path / "none.json")

@@ -18,7 +18,7 @@ from stableanimator_cli.motion.track import (
     assign,
     largest,
     match_faces,
-    parse_person,
+    parse_selector,
     select,
     track,
 )
@@ -246,11 +246,11 @@ def test_choosing_somebody_who_is_not_there(three):
 
 
 def test_what_users_write():
-    assert [parse_person(text) for text in ("largest", "all", "3")] == ["largest", "all", 3]
-    assert parse_person("10, 20,30.5,40") == (10.0, 20.0, 30.5, 40.0)
+    assert [parse_selector(text) for text in ("largest", "all", "3")] == ["largest", "all", 3]
+    assert parse_selector("10, 20,30.5,40") == (10.0, 20.0, 30.5, 40.0)
     for text in ("", "-1", "two", "1,2,3", "30,0,10,20", "0,0,nan,5", "1,2,3,4,5", "1.5"):
         with pytest.raises(ValueError, match=r"person .*: expected largest, all, a person's number"):
-            parse_person(text)
+            parse_selector(text)
 
 
 def test_several_people_are_chosen_by_size_or_in_order(three):

@@ -205,7 +205,7 @@ def test_broken_graphs_are_named() -> None:
     with pytest.raises(ValueError, match=r"node 'sum' \(Add\)"):
         mismatched(torch.zeros(1, 3, 13, 13))
     constant = graph_of(lambda g, x: g.add("Relu", g.constant([[1.0]])))
-    with pytest.raises(ValueError, match="does not depend on the picture"):
+    with pytest.raises(ValueError, match="does not depend on the image"):
         ArcFace(constant)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stableanimator_cli.bench.counters import count_flops
-from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model
+from stableanimator_cli.bench.networks import FULL, network_on_meta, open_bench_model
 from stableanimator_cli.engine.memory.profile import prepare_context
 from tests.nets.test_unet import inputs, noise, unet_of
 from tests.random_model import TINY, weights
@@ -55,7 +55,7 @@ def test_features_of_another_level_are_felt_and_so_are_latents_and_pose_of_this_
 def test_what_is_left_of_the_released_network_to_compute():
     """FLOPs of a call that takes features again, in shares of a whole one, at 16 frames of 576x1024."""
     model = open_bench_model(FULL)
-    unet: Any = build_on_meta(model, "unet", torch.bfloat16)
+    unet: Any = network_on_meta(model, "unet", torch.bfloat16)
     like = {"device": "meta", "dtype": torch.bfloat16}
     width = unet.config["cross_attention_dim"]
     context = prepare_context(unet, torch.empty(1, 1, width, **like), torch.empty(1, unet.id_tokens, width, **like))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stableanimator_cli.media import VideoWriter, write_picture
+from stableanimator_cli.media import VideoWriter, write_image
 from tests import onnx_samples
 
 SIZE = (160, 120)
@@ -71,7 +71,7 @@ def write_video(path: Path, boxes: Iterable[Box | None], fps: Fraction | int = 8
 
 
 def write_reference(path: Path, box: Box = (40, 20, 80, 84), size: tuple[int, int] = SIZE) -> Path:
-    write_picture(path, frame(box, size))
+    write_image(path, frame(box, size))
     return path
 
 

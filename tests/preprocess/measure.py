@@ -25,7 +25,7 @@ def ours(model: str, video: Path, out: Path) -> None:
 def one_by_one(model: str, video: Path, out: Path) -> None:
     from stableanimator_cli.catalogue import open_model
     from stableanimator_cli.detect.capture import Detectors
-    from stableanimator_cli.media import open_clip, read_picture, write_picture
+    from stableanimator_cli.media import open_clip, read_image, write_image
     from stableanimator_cli.motion.masks import face_mask
     from stableanimator_cli.motion.skeleton import draw_skeleton
 
@@ -33,16 +33,16 @@ def one_by_one(model: str, video: Path, out: Path) -> None:
     if detectors.faces is None:
         raise SystemExit("the model needs a face detector for this comparison")
     for index, (_, frame) in enumerate(open_clip(video).frames()):
-        write_picture(out / "images" / f"frame_{index}.png", frame)
+        write_image(out / "images" / f"frame_{index}.png", frame)
     for index in range(len(list((out / "images").iterdir()))):
-        frame = read_picture(out / "images" / f"frame_{index}.png")
+        frame = read_image(out / "images" / f"frame_{index}.png")
         size = frame.shape[1], frame.shape[0]
         boxes = detectors.people.detect([frame])
         (people,) = detectors.points.estimate([frame], boxes)
-        write_picture(out / "poses" / f"frame_{index}.png", draw_skeleton(people, size))
+        write_image(out / "poses" / f"frame_{index}.png", draw_skeleton(people, size))
         faces = detectors.faces.faces(frame)
         mask = face_mask([face.box for face in faces], size, missing="full")
-        write_picture(out / "faces" / f"frame_{index}.png", mask[..., None].repeat(3, 2))
+        write_image(out / "faces" / f"frame_{index}.png", mask[..., None].repeat(3, 2))
 
 
 def trial(way: str, model: str, video: Path) -> tuple[float, float, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.preprocess import report
 from stableanimator_cli.preprocess.clip import FAILED
 from stableanimator_cli.preprocess.inputs import RESERVED, find_sources, is_sequence, shard_of
@@ -64,7 +64,7 @@ def test_the_same_video_named_twice_is_one(tmp_path):
 
 def test_numbered_pictures_are_one_clip_and_others_are_not(tmp_path):
     for name in ("walk/frame_0.png", "walk/frame_1.png", "people/anna.png", "people/bert.png", "one/frame_0.png"):
-        write_picture(tmp_path / name, drawn.frame(None))
+        write_image(tmp_path / name, drawn.frame(None))
     assert [is_sequence(tmp_path / name) for name in ("walk", "people", "one")] == [True, False, False]
     assert named(tmp_path) == ["one__frame_0", "people__anna", "people__bert", "walk"]
     assert named(tmp_path / "walk") == ["walk"]
@@ -102,7 +102,7 @@ def test_clips_of_an_earlier_run_are_no_videos(tmp_path):
     touch(tmp_path / "videos", "of_others/clip.json", "of_others/b.mp4")
     assert named(tmp_path / "videos") == ["a", "of_others__b"]
     for dataset in (clip, clip.parent):
-        with pytest.raises(BadInput, match="found clips, which are finished, expected videos or pictures") as caught:
+        with pytest.raises(BadInput, match="found clips, which are finished, expected videos or images") as caught:
             find_sources([dataset])
         assert "--lint" in str(caught.value.hint)
 

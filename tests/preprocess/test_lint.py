@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from tests.preprocess import drawn
 from tests.train.clip_folders import write_pair
 
@@ -69,7 +69,7 @@ def test_clips_that_training_does_not_read_are_no_errors(preprocess, dataset):
 def test_changed_pictures_of_a_folder_are_found(preprocess, tmp_path):
     pictures = tmp_path / "v" / "walk"
     for index, box in enumerate(drawn.walk(18)):
-        write_picture(pictures / f"frame_{index}.png", drawn.frame(box))
+        write_image(pictures / f"frame_{index}.png", drawn.frame(box))
     preprocess(tmp_path / "v", output=tmp_path / "set")
     assert codes(preprocess(tmp_path / "set", lint=True)) == []
     (pictures / "frame_17.png").unlink()

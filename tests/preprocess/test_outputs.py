@@ -12,7 +12,7 @@ import pytest
 from stableanimator_cli import clip_folder
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import carries_mark, locked_output
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.preprocess.clip_entries import check_clip_replaceable, remove_leftovers
 from tests.preprocess import drawn
@@ -26,7 +26,7 @@ def video(tmp_path: Path) -> Path:
 def test_an_output_is_never_an_input_nor_holds_one_nor_lies_in_one(preprocess, video, tmp_path):
     frames = tmp_path / "dancer"
     for index in range(3):
-        write_picture(frames / f"frame_{index}.png", drawn.frame((10, 30, 50, 94)))
+        write_image(frames / f"frame_{index}.png", drawn.frame((10, 30, 50, 94)))
     (tmp_path / "list.txt").write_text("videos/a.mp4\n", encoding="utf-8")
     before = drawn.contents(tmp_path)
     for given, output in (
@@ -75,7 +75,7 @@ def test_a_clip_of_ours_with_a_note_in_it_is_used_but_not_replaced(preprocess, v
 
 def test_a_copied_folder_of_pictures_is_replaced_only_as_it_was(preprocess, tmp_path):
     for index in range(6):
-        write_picture(tmp_path / "p" / f"frame_{index}.png", drawn.frame((10 + index, 30, 50 + index, 94)))
+        write_image(tmp_path / "p" / f"frame_{index}.png", drawn.frame((10 + index, 30, 50 + index, 94)))
     (tmp_path / "p" / ".hidden").touch()
     preprocess(tmp_path / "p", output=tmp_path / "out", source="copy")
     assert len(list((tmp_path / "out" / "p" / "source").iterdir())) == 6

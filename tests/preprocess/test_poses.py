@@ -147,7 +147,7 @@ def test_aligned_to_a_picture_and_the_distance_told(preprocess, tmp_path):
 
 def test_a_reference_without_anybody_is_named(preprocess, tmp_path):
     video = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(3))
-    drawn.write_picture(tmp_path / "ref.png", drawn.frame(None))
+    drawn.write_image(tmp_path / "ref.png", drawn.frame(None))
     with pytest.raises(NoPerson, match=r"ref\.png: no person found"):
         preprocess(video, poses=tmp_path / "poses.mp4", reference=tmp_path / "ref.png")
     assert not (tmp_path / "poses.mp4").exists()

@@ -19,7 +19,7 @@ from stableanimator_cli.catalogue import download
 from stableanimator_cli.detect.pose import PoseEstimator
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoPerson, SaError
 from stableanimator_cli.files import sha256_of
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.preprocess import clip as clip_module
 from tests.animate.clips import Heard
 from tests.conftest import largest_file
@@ -232,9 +232,9 @@ def test_a_copy_of_the_source_stands_alone(preprocess, videos, tmp_path):
 def test_a_picture_and_a_sequence_of_pictures_are_clips(preprocess, tmp_path):
     folder = tmp_path / "pictures"
     for index, box in enumerate(drawn.walk(3)):
-        write_picture(folder / "walk" / f"frame_{index}.png", drawn.frame(box))
-    write_picture(folder / "person.png", drawn.frame((40, 20, 80, 84)))
-    write_picture(folder / "other.png", drawn.frame((30, 20, 70, 84)))
+        write_image(folder / "walk" / f"frame_{index}.png", drawn.frame(box))
+    write_image(folder / "person.png", drawn.frame((40, 20, 80, 84)))
+    write_image(folder / "other.png", drawn.frame((30, 20, 70, 84)))
     preprocess(folder, output=tmp_path / "out")
     assert [(line["clip"], line["frames"]) for line in lines(tmp_path / "out")] == [
         ("other", 1), ("person", 1), ("walk", 3),
@@ -244,7 +244,7 @@ def test_a_picture_and_a_sequence_of_pictures_are_clips(preprocess, tmp_path):
 
 def test_a_missing_image_of_a_sequence_is_named(preprocess, tmp_path):
     for index, box in zip((0, 2, 3), drawn.walk(3), strict=True):
-        write_picture(tmp_path / "walk" / f"frame_{index}.png", drawn.frame(box))
+        write_image(tmp_path / "walk" / f"frame_{index}.png", drawn.frame(box))
     for output in ({"output": tmp_path / "out"}, {"poses": tmp_path / "poses.mp4"}):
         heard = Heard()
         preprocess(tmp_path / "walk", reporter=heard, **output)
@@ -362,5 +362,5 @@ def test_several_inputs_need_an_output(preprocess, videos):
     with pytest.raises(BadInput, match="no such file"):
         preprocess(videos / "c.mp4")
     (videos.parent / "none").mkdir()
-    with pytest.raises(BadInput, match="without videos or pictures"):
+    with pytest.raises(BadInput, match="without videos or images"):
         preprocess(videos.parent / "none")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.media import open_clip, read_picture
+from stableanimator_cli.media import open_clip, read_image
 from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.puppets import dataset
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
@@ -50,7 +50,7 @@ def test_truth_is_the_scenes_truth(written):
         np.testing.assert_array_equal(faces["boxes"], motion.face_boxes)
         assert faces["landmarks"].shape == (3, 2, 5, 2)
         assert list(faces["identities"]) == [person.identity.number for person in scene.people]
-    np.testing.assert_array_equal(read_picture(written.folder / "references" / "00001.png"), scene.reference().image)
+    np.testing.assert_array_equal(read_image(written.folder / "references" / "00001.png"), scene.reference().image)
     record = json.loads((written.folder / "truth" / "00001.json").read_text())
     assert record["people"][0]["identity"]["number"] == scene.people[0].identity.number
     assert len(record["people"][1]["behaviour"]) == 3
@@ -63,7 +63,7 @@ def test_a_video_can_open_with_its_reference(tmp_path):
     report = write_puppets(plan)
     assert report.frames == 4
     pictures = [picture for _, picture in open_clip(plan.folder / "videos" / "00000.mp4").frames()]
-    reference = read_picture(plan.folder / "references" / "00000.png")
+    reference = read_image(plan.folder / "references" / "00000.png")
     assert len(pictures) == 4
     apart = [np.abs(picture.astype(float) - reference).mean() for picture in pictures]
     assert apart[0] < 0.5 * min(apart[1:])

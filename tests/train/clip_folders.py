@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stableanimator_cli import clip_folder
 from stableanimator_cli.clip_folder import FaceTable
-from stableanimator_cli.media import VideoWriter, write_picture
+from stableanimator_cli.media import VideoWriter, write_image
 from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.motion.motion_file import load_motion, save_motion
 from stableanimator_cli.motion.skeleton import draw_frame
@@ -118,8 +118,8 @@ def write_upstream(path: Path, frames: int, *, size: tuple[int, int] = SIZE, fac
     motion = waving(frames, size, Fraction(8))
     for frame in range(frames):
         name = f"frame_{frame}.png"
-        write_picture(path / "images" / name, np.full((size[1], size[0], 3), level(frame), np.uint8))
-        write_picture(path / "poses" / name, draw_frame(motion, frame))
+        write_image(path / "images" / name, np.full((size[1], size[0], 3), level(frame), np.uint8))
+        write_image(path / "poses" / name, draw_frame(motion, frame))
         (path / "faces").mkdir(exist_ok=True)
         boxes = motion.face_boxes[frame] if frame not in faceless else np.zeros((0, 4))
         Image.fromarray(face_mask(boxes, size, missing="full")).save(path / "faces" / name)

@@ -27,7 +27,7 @@ import numpy as np
 
 import stableanimator_cli.train.pipeline  # noqa: F401  what every run imports, once for all
 from stableanimator_cli.__main__ import main as sa
-from stableanimator_cli.media import read_picture, write_picture
+from stableanimator_cli.media import read_image, write_image
 from tests.animate.kills import random_model
 from tests.train.clip_folders import write_clip, write_upstream
 
@@ -117,9 +117,9 @@ def prepare(place: Path) -> None:
     """Two clips with a face for the tests' detector, and a held-out one."""
     for number in range(2):
         for file in (write_upstream(place / f"data/rec/0000{number}", 4) / "images").iterdir():
-            picture = np.array(read_picture(file))
+            picture = np.array(read_image(file))
             picture[8:40, 16:48] = (255, 0, 0)
-            write_picture(file, picture)
+            write_image(file, picture)
     write_clip(place / "held/clip", 4)
     (place / "recipe.toml").write_text("[validation]\nframes = 2\nsteps = 1\n")
 

@@ -1,4 +1,4 @@
-"""Data sets with damaged records, faces, key points, lists and caches: one error that names the file, or a clip that is
+"""Data sets with damaged records, faces, keypoints, lists and caches: one error that names the file, or a clip that is
 left out with a reason; never anything else."""
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def test_what_is_left_out_is_counted_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_nothing_to_learn_from_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"nowhere: found nothing there, expected a dataset"):
+    with pytest.raises(BadInput, match=r"nowhere: found no such path, expected a dataset"):
         open_dataset([tmp_path / "nowhere"], min_frames=8)
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match=r"empty: found no clips, expected clip folders") as caught:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stableanimator_cli.errors import NoFace
-from stableanimator_cli.media import read_picture, write_picture
+from stableanimator_cli.media import read_image, write_image
 from stableanimator_cli.progress import NullReporter
 from stableanimator_cli.train import run
 from stableanimator_cli.train.loop import Loop
@@ -22,9 +22,9 @@ def upstream(path: Path, *, face: bool) -> Path:
     """A clip in which the tests' detector finds a face, or none, in every frame."""
     write_upstream(path, 6)
     for file in (path / "images").iterdir() if face else ():
-        picture = np.array(read_picture(file))
+        picture = np.array(read_image(file))
         picture[8:40, 16:48] = (255, 0, 0)
-        write_picture(file, picture)
+        write_image(file, picture)
     return path
 
 

@@ -186,7 +186,7 @@ def test_a_reference_without_a_face_lends_the_best_of_the_clip(tmp_path: Path) -
         assert bool(batch.has_face[place]) == (name == "some")
         assert float(batch.face[place].max()) in ((8.0, 4.0) if name == "some" else (0.0,))
     assert 8.0 in batch.face[:, 0]
-    # No detector saw a face in "none": the face of the key points is masked instead.
+    # No detector saw a face in "none": the face of the keypoints is masked instead.
     assert all(batch.mask[place].max() > 0 for place, name in enumerate(batch.clips) if name == "none")
     assert not batch.reference_box.isnan().any()
 
@@ -270,7 +270,7 @@ def test_latents_alone_leave_one_frame_to_decode(dataset: Dataset) -> None:
 def test_a_missing_cache_is_named(tmp_path: Path) -> None:
     write_clip(tmp_path / "a", 12)
     found = open_dataset([tmp_path], min_frames=4)
-    with pytest.raises(BadInput, match=r"latents-64x64.safetensors: found nothing there") as caught:
+    with pytest.raises(BadInput, match=r"latents-64x64.safetensors: found no file") as caught:
         Loader(found, replace(SQUARE, vae="v"), seed=0, batch=1).batch(0)
     assert "make it with --cache latents" in str(caught.value.hint)
 

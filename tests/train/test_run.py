@@ -196,7 +196,7 @@ def test_a_run_of_relative_paths_resumes_from_anywhere_and_its_clips_may_move(da
     monkeypatch.chdir(tmp_path)
     run.run(flags={"steps": 3}, resumed=place / "run")
     (place / "clips").rename(moved)
-    with pytest.raises(BadInput, match="clips: found nothing there") as caught:
+    with pytest.raises(BadInput, match="clips: found no such path") as caught:
         run.run(flags={"steps": 4}, resumed=place / "run")
     assert caught.value.hint == "if it was moved, name its new place beside --resume"
     run.run(flags={"steps": 4, "dataset": [moved], "validate": [moved]}, resumed=place / "run")

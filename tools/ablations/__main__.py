@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.bench.rows import ResumableRows, Row, read_rows, weight_digests
+from stableanimator_cli.bench.rows import ResumableRows, Row, read_rows, short_digests
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import atomic_write, sha256_of
 from tools.ablations.page import UPPER, text_of, to_json
@@ -76,7 +76,7 @@ class Plan:
             "flags": {name: dict(experiment.recipe_flags) for name, experiment in EXPERIMENTS.items()},
             "recipes": {path.stem: sha256_of(path)[:12] for path in recipes},
             "bases": {path.parent.name: sha256_of(path)[:12] for path in sorted(BASES.glob("*/unet.safetensors"))},
-            "weights": weight_digests(catalogue.open_model("puppet"), ("vae", "image_encoder", "face", "judge")),
+            "weights": short_digests(catalogue.open_model("puppet"), ("vae", "image_encoder", "face", "judge")),
         }
 
 

@@ -29,7 +29,7 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.face_optimization import FaceBox, face_optimization
 from stableanimator_cli.evaluate.face_paste import paste
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.puppets.render import PuppetFrame
@@ -258,4 +258,4 @@ def write_sheet(path: Path, rows: Sequence[Sequence[np.ndarray]]) -> None:
     """People below one another: reference, truth, output, and the output with the next person's face vector."""
     enlarged = [[cv2.resize(image, (_CELL * image.shape[1] // image.shape[0], _CELL)) for image in row] for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(path, np.concatenate([np.concatenate(row, axis=1) for row in enlarged]))
+    write_image(path, np.concatenate([np.concatenate(row, axis=1) for row in enlarged]))

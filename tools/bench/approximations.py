@@ -25,7 +25,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.bench.cost import CachedCost, cached_cost
 from stableanimator_cli.bench.networks import FULL, open_bench_model
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.rows import ResumableRows, weight_digests
+from stableanimator_cli.bench.rows import ResumableRows, short_digests
 from stableanimator_cli.config.animate import DeviceConfig, SamplingConfig
 from stableanimator_cli.config.parse import Guidance, parse_cache_interval, parse_interval
 from stableanimator_cli.engine.device import DevicePlan
@@ -97,7 +97,7 @@ class ApproximationRun:
 
     def header(self, model: ModelFolder) -> dict[str, Any]:
         """The settings that determine a row."""
-        weights = weight_digests(model, (*NETWORKS, "face", "judge"))
+        weights = short_digests(model, (*NETWORKS, "face", "judge"))
         settings = {"steps": self.steps, "seed": self.seed, "settings": [s.name for s in self.settings()]}
         return {**settings, "card": dict(model.defaults), "files": weights}
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from stableanimator_cli import catalogue
 from stableanimator_cli.bench.harness import Interval, bootstrap_interval
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.rows import ResumableRows, weight_digests
+from stableanimator_cli.bench.rows import ResumableRows, short_digests
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.diffusion.windows import Blend, WindowPlan, plan_windows
 from stableanimator_cli.engine.decoder import to_uint8
@@ -88,7 +88,7 @@ class BlendingRun:
     def header(self, model: ModelFolder) -> dict[str, Any]:
         """The settings that determine a row."""
         settings = {"frames": self.frames, "steps": self.steps, "overlap": self.overlap, "seed": self.seed}
-        weights = weight_digests(model, (*NETWORKS, "face"))
+        weights = short_digests(model, (*NETWORKS, "face"))
         return {**settings, "card": dict(model.defaults), "weights": weights}
 
 

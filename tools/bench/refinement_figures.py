@@ -32,12 +32,12 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.bench.frontier_cases import face_slice, sharpness
 from stableanimator_cli.bench.harness import Interval, bootstrap_interval
-from stableanimator_cli.bench.rows import ResumableRows, weight_digests
+from stableanimator_cli.bench.rows import ResumableRows, short_digests
 from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.errors import SaError
-from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.scene import Scene, sample_scene
@@ -109,7 +109,7 @@ class Plan:
             "paper_steps": self.paper_steps,
             "figures": list(FIGURES),
         }
-        weights = weight_digests(model, (*NETWORKS, "face", "judge"))
+        weights = short_digests(model, (*NETWORKS, "face", "judge"))
         return {**settings, "card": dict(model.defaults), "weights": weights}
 
 
@@ -140,7 +140,7 @@ def animate(scene: Scene, plan: Plan, seed: int, mode: str, folder: Path) -> np.
     """The video of one case as ``sa animate`` writes it: uint8[t,h,w,3]."""
     reference, motion, output = (folder / name for name in ("reference.png", "motion.npz", "out.mp4"))
     width, height = plan.size
-    write_picture(reference, scene.reference((_LARGER * width, _LARGER * height)).image)
+    write_image(reference, scene.reference((_LARGER * width, _LARGER * height)).image)
     save_motion(motion, scene.motion())
     flags: dict[str, Any] = {
         "reference": reference,

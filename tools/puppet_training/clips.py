@@ -4,7 +4,7 @@
 more people if N grows. Latents come from the drawn images themselves: a video would blur colours first. Every clip
 starts with the figure at rest, which is its reference. ``--share-several S`` adds clips of two and three people side by
 side, twice as many of two, until they are the share S of all clips. ``--share-exchanged S`` draws the references of a
-share S with other faces (``exchanged_faces``): there the face embedding alone tells whose face belongs into the frames.
+share S with other faces (``exchanged_faces``): only the face embedding then determines the face of the frames.
 ``--hide-exchanged`` replaces these other faces with noise, and computes the embedding from the face under other hair
 (``exchanged_hair``), as that of another person is when the command is given it: hair must come from the reference.
 """

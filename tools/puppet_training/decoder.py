@@ -22,7 +22,7 @@ from torch import Tensor
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.bench.frontier_cases import face_slice
-from stableanimator_cli.bench.rows import weight_digests
+from stableanimator_cli.bench.rows import short_digests
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.diffusion.schedule import karras_sigmas
 from stableanimator_cli.engine.conditioning import to_signed
@@ -54,7 +54,7 @@ def write_pairs(folder: Path, people: int, model: str, split: str, device: str) 
     Existing files stay, so an interrupted call resumes. Raises ``BadInput`` if another model made them.
     """
     entry = catalogue.open_model(model)
-    settings = {"weights": weight_digests(entry, NETWORKS), "card": dict(entry.defaults)}
+    settings = {"weights": short_digests(entry, NETWORKS), "card": dict(entry.defaults)}
     check_settings(folder / "settings.json", settings, started=any(folder.glob("*.safetensors")))
     missing = [n for n in range(people) if not (folder / f"{n:04d}.safetensors").exists()]
     if not missing:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stableanimator_cli.media import VideoWriter, write_picture
+from stableanimator_cli.media import VideoWriter, write_image
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.sample import derive_rng
 from stableanimator_cli.puppets.scene import Scene, sample_scene
@@ -89,7 +89,7 @@ def write_bench(folder: Path, *, search: int = 4, count: int = 50) -> None:
         with VideoWriter(folder / "videos" / f"{name}.mp4", SIZE, _RATE, lossless=True) as video:
             for frame in scene.clip():
                 video.write(frame.image)
-        write_picture(folder / "references" / f"{name}.png", scene.reference((2 * SIZE[0], 2 * SIZE[1])).image)
+        write_image(folder / "references" / f"{name}.png", scene.reference((2 * SIZE[0], 2 * SIZE[1])).image)
         save_motion(folder / "poses" / f"{name}.npz", scene.motion())
 
 

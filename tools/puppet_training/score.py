@@ -26,7 +26,7 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import Timings, render
 from stableanimator_cli.engine.weights import loaders
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import write_image
 from stableanimator_cli.records import ModelFolder
 from tools.bench.puppet_figures import Figure, at_least, at_most
 from tools.bench.puppet_model import (
@@ -187,7 +187,7 @@ def write_results(rows: list[dict[str, Any]], figures: Sequence[Figure], sheet: 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        write_picture(out.with_suffix(".png"), sheet)
+        write_image(out.with_suffix(".png"), sheet)
     return 0 if all(figure.holds for figure in figures) else 8
 
 

@@ -1,8 +1,8 @@
-"""What differs between video diffusion backbones: networks, sampling and decoding. One room per backbone.
+"""Interface of video diffusion backbones: networks, sampling and decoding. One module per backbone.
 
-``backbone_of(model)`` returns the backbone that a model folder names in ``model.toml``. A room is a module of the
-backbone's name (``-`` becomes ``_``) with ``BACKBONE``, an instance of ``Backbone``; the facts that verbs need without
-torch are in ``stableanimator_cli.backbone_facts``. Nothing outside of these rooms compares names of backbones.
+``backbone_of(model)`` returns the backbone that a model folder names in ``model.toml``. Its module has the backbone's
+name (``-`` becomes ``_``) and contains ``BACKBONE``, an instance of ``Backbone``; the facts that verbs need without
+torch are in ``stableanimator_cli.backbone_facts``. No other module compares names of backbones.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Backbone(Protocol):
     def rewind(
         self, request: RenderRequest, windows: Sequence[int], latents: Tensor, extra: Mapping[str, Tensor]
     ) -> Rewound | None:
-        """What remains of finished ``latents`` if ``windows`` are sampled again; None if that is nothing."""
+        """The part of finished ``latents`` that remains if ``windows`` are sampled again; None if that is nothing."""
         ...
 
     def sample(self, engine: Engine, request: RenderRequest, timings: Timings, options: SampleOptions) -> Tensor:

@@ -153,7 +153,7 @@ def motion_config(model: ModelFolder) -> dict[str, Any]:
 
 
 def _fixed_arguments() -> dict[str, Any]:
-    """What diffusers' UNet of images can be set to and the one with motion modules cannot, with its usual value."""
+    """Options of diffusers' UNet of images that the one with motion modules lacks, with their usual values."""
     images, motion = (signature(kind.__init__).parameters for kind in (UNet2DConditionModel, UNetMotionModel))
     return {
         name: parameter.default

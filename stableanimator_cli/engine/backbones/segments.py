@@ -55,7 +55,7 @@ class Segment(Protocol):
     def predict(self, latents: Tensor, timestep: Tensor) -> Tensor: ...
 
 
-class Run(Protocol):
+class Rendering(Protocol):
     """A rendering with everything encoded that its segments share."""
 
     scheduler: Any
@@ -68,7 +68,7 @@ class Run(Protocol):
 
 
 class SegmentBackbone(ABC):
-    """All of ``Backbone`` but the preparation of a rendering (``open_run``).
+    """All of ``Backbone`` but the preparation of a rendering (``open_rendering``).
 
     ``transformer`` is the class of the denoiser. ``networks_of_a_step`` are resident while a segment is denoised.
     ``denoiser_calls`` are the transformer's kinds of calls, by the names of ``count_calls``.
@@ -112,7 +112,7 @@ class SegmentBackbone(ABC):
         return transformer
 
     @abstractmethod
-    def open_run(self, engine: Engine, request: RenderRequest) -> Run:
+    def open_rendering(self, engine: Engine, request: RenderRequest) -> Rendering:
         """Encode what the segments of a rendering share."""
 
     def latent_values(self, vae: Any, length: int, size: tuple[int, int]) -> int:
@@ -194,7 +194,7 @@ class SegmentBackbone(ABC):
         check_scheduler(engine.model.files["scheduler"], steps, refines=options.refine is not None)
         started = time.perf_counter()
         with torch.no_grad():
-            run = self.open_run(engine, request)
+            rendering = self.open_rendering(engine, request)
         timings.seconds["encode"] = time.perf_counter() - started
         started = time.perf_counter()
         latents = options.latents
@@ -212,10 +212,10 @@ class SegmentBackbone(ABC):
                 self.shown_frame(frame, request.plan.total) for frame in range(start, start + request.noise_period)
             ]
             with torch.no_grad(), memory_guard("denoising", _HINT):
-                segment = run.segment(frames, self._tail(engine, request, finished))
-                noise = None if current is not None else loop.noise(index, run.shape)
+                segment = rendering.segment(frames, self._tail(engine, request, finished))
+                noise = None if current is not None else loop.noise(index, rendering.shape)
                 with engine.resident(*self.networks_of_a_step):
-                    x = loop.denoise(run.scheduler, segment, index, finished, current, noise, step)
+                    x = loop.denoise(rendering.scheduler, segment, index, finished, current, noise, step)
             finished.append(x[0])
             current, step = None, 0
             del segment  # before the next one is prepared: it may be as large as the transformer
@@ -228,13 +228,13 @@ class SegmentBackbone(ABC):
         with engine.resident("vae"):
             decoder = engine.backbone.decoder(engine.networks["vae"], engine.calls)
             for window, segment in zip(request.plan, latents, strict=True):
-                wanted = [frame for frame, weight in enumerate(window.weights) if weight > 0]
+                needed = [frame for frame, weight in enumerate(window.weights) if weight > 0]
                 parts, position = decoder.parts(_video(segment)), 0
-                while position <= wanted[-1]:
+                while position <= needed[-1]:
                     # gradients are disabled only while the network runs: not between frames, for the caller's code
                     with torch.no_grad(), memory_guard("decoding", _HINT):
                         frames = to_uint8(require_finite(next(parts), "decoding"))
-                    yield from (frame for i, frame in enumerate(frames, position) if wanted[0] <= i <= wanted[-1])
+                    yield from (frame for i, frame in enumerate(frames, position) if needed[0] <= i <= needed[-1])
                     position += len(frames)
         timings.seconds["decode"] = time.perf_counter() - started
         timings.calls = dict(engine.calls)

@@ -97,7 +97,7 @@ class WanAnimate(SegmentBackbone):
             "text_encoder": text_encoder,
         }
 
-    def open_run(self, engine: Engine, request: RenderRequest) -> _Run:
+    def open_rendering(self, engine: Engine, request: RenderRequest) -> _Rendering:
         with quiet():  # it reports that torchvision, which is not used, is not installed
             from diffusers import WanAnimatePipeline
 
@@ -105,7 +105,7 @@ class WanAnimate(SegmentBackbone):
         device, dtype = engine.plan.device, engine.plan.dtype
         height, width = request.resized.shape[:2]
         guidance = sampling.guidance[0]
-        picture = Image.fromarray(request.resized)
+        resized = Image.fromarray(request.resized)
         tokenizer = load_part(AutoTokenizer, files["tokenizer"])
         check_prompts(tokenizer, sampling, TOKENS)
         with engine.resident("text_encoder"):
@@ -125,21 +125,21 @@ class WanAnimate(SegmentBackbone):
         with engine.resident("image_encoder"):
             engine.calls["image_encoder"] += 1
             encoder = engine.networks["image_encoder"]
-            pixels = pipe.image_processor(images=picture, return_tensors="pt").to(device, encoder.dtype)
+            pixels = pipe.image_processor(images=resized, return_tensors="pt").to(device, encoder.dtype)
             image = encoder(**pixels, output_hidden_states=True).hidden_states[-2].to(dtype)
         with engine.resident("vae"):
             engine.calls["vae_encode"] += 1
-            pixels = pipe.vae_image_processor.preprocess(picture, height=height, width=width, resize_mode="fill")
+            pixels = pipe.vae_image_processor.preprocess(resized, height=height, width=width, resize_mode="fill")
             reference = pipe.prepare_reference_image_latents(pixels.to(device, torch.float32), device=device)
         frames = (request.noise_period - 1) // pipe.vae_scale_factor_temporal + 1
-        return _Run(
+        return _Rendering(
             engine=engine, request=request, pipe=pipe, texts=texts, image=image, reference=reference,
             guidance=guidance, shape=(1, pipe.vae.config.z_dim, frames + 1, *reference.shape[-2:]),
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
+class _Rendering:
     """A rendering: ``texts`` of the prompt and, if guided, of the negative one; ``image`` CLIP's features."""
 
     engine: Engine
@@ -175,34 +175,34 @@ class _Run:
                 device=device,
             )
         return _Segment(
-            run=self, pose=pose, faces=faces.to(dtype), reference=torch.cat([self.reference, conditions], dim=2)
+            rendering=self, pose=pose, faces=faces.to(dtype), reference=torch.cat([self.reference, conditions], dim=2)
         )
 
     def _video(self, images: PoseFrames, frames: Sequence[int], size: tuple[int, int]) -> Tensor:
         """Images as the pipeline's video [1,3,t,h,w] in [-1,1]."""
-        pictures = [Image.fromarray(images.frame(frame)) for frame in frames]
-        video = self.pipe.video_processor.preprocess_video(pictures, height=size[1], width=size[0])
+        images_of_frames = [Image.fromarray(images.frame(frame)) for frame in frames]
+        video = self.pipe.video_processor.preprocess_video(images_of_frames, height=size[1], width=size[0])
         return video.to(self.engine.plan.device, torch.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Segment:
-    run: _Run
+    rendering: _Rendering
     pose: Tensor
     faces: Tensor
     reference: Tensor
 
     def predict(self, latents: Tensor, timestep: Tensor) -> Tensor:
         sample = torch.cat([latents, self.reference], dim=1)
-        conditional = self._call(sample, timestep, self.run.texts[0], self.faces, "cond")
-        if self.run.guidance <= 1:
+        conditional = self._call(sample, timestep, self.rendering.texts[0], self.faces, "cond")
+        if self.rendering.guidance <= 1:
             return conditional
         # without the face's expression, as the authors: black pixels
-        unconditional = self._call(sample, timestep, self.run.texts[1], self.faces * 0 - 1, "uncond")
-        return unconditional + self.run.guidance * (conditional - unconditional)
+        unconditional = self._call(sample, timestep, self.rendering.texts[1], self.faces * 0 - 1, "uncond")
+        return unconditional + self.rendering.guidance * (conditional - unconditional)
 
     def _call(self, sample: Tensor, timestep: Tensor, text: Tensor, faces: Tensor, branch: str) -> Tensor:
-        engine = self.run.engine
+        engine = self.rendering.engine
         engine.calls["transformer"] += 1
         transformer = engine.networks["transformer"]
         with transformer.cache_context(branch):
@@ -210,7 +210,7 @@ class _Segment:
                 hidden_states=sample.to(engine.plan.dtype),
                 timestep=timestep.expand(1),
                 encoder_hidden_states=text,
-                encoder_hidden_states_image=self.run.image,
+                encoder_hidden_states_image=self.rendering.image,
                 pose_hidden_states=self.pose,
                 face_pixel_values=faces,
                 return_dict=False,

@@ -114,14 +114,14 @@ class WanAnimate2(SegmentBackbone):
             layer.store(tokens, tokens)
         return {
             "transformer": lambda: call(filled, "cached"),
-            "driving_pass": lambda: call(_Unkept(config["num_layers"]), "extract"),
+            "driving_pass": lambda: call(_NullCache(config["num_layers"]), "extract"),
             "vae_encode": lambda: network("vae").encode(empty(1, 3, length, height, width, kind=torch.float32)),
             "vae_decode": vae_decode,
             "image_encoder": image_encoder,
             "text_encoder": lambda: network("text_encoder")(empty(1, TOKENS, kind=torch.int64)),
         }
 
-    def open_run(self, engine: Engine, request: RenderRequest) -> _Run:
+    def open_rendering(self, engine: Engine, request: RenderRequest) -> _Rendering:
         with quiet():  # it reports that torchvision, which is not used, is not installed
             from diffusers.modular_pipelines.wan_animate_2.encoders import (
                 clip_visual_encode,
@@ -146,7 +146,7 @@ class WanAnimate2(SegmentBackbone):
             encoder = engine.networks["image_encoder"]
             first = _pixels([request.poses.frame(0)], device)[0]
             image, driver = (
-                clip_visual_encode(encoder, picture, device, encoder.dtype).to(dtype) for picture in (pixels, first)
+                clip_visual_encode(encoder, each, device, encoder.dtype).to(dtype) for each in (pixels, first)
             )
         with engine.resident("vae"):
             engine.calls["vae_encode"] += 1
@@ -156,7 +156,7 @@ class WanAnimate2(SegmentBackbone):
         reference = torch.cat([get_i2v_mask(1, rows, columns, 1, device=str(device)), latents])
         height, width = request.resized.shape[:2]
         geometry = _Geometry.of(vae.config, request.noise_period, (width, height))
-        return _Run(
+        return _Rendering(
             engine=engine, request=request, scheduler=load_scheduler(files["scheduler"]), guidance=guidance,
             driving_text=texts[0], texts=texts[1:], image=image, driver=driver, reference=reference,
             geometry=geometry, shape=(1, channels, geometry.frames + 1, rows, columns),
@@ -209,7 +209,7 @@ class _Geometry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
+class _Rendering:
     """A rendering: ``texts`` of the prompt and, if guided, of the negative one; ``image`` CLIP's features of the
     reference and ``driver`` of the first driving frame; ``reference`` its mask and latents. Functions are diffusers'.
     """
@@ -262,49 +262,49 @@ class _Run:
                 **geometry.of_driving,
             )
         known = torch.cat([self.reference, torch.cat([masks[1], before])], dim=1).to(dtype)
-        return _Segment(run=self, cache=cache, known=known)
+        return _Segment(rendering=self, cache=cache, known=known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Segment:
     """``known``: masks and latents of the reference and of the frames before, [20,t,h,w]."""
 
-    run: _Run
+    rendering: _Rendering
     cache: WanAnimate2KVCache
     known: Tensor
 
     def predict(self, latents: Tensor, timestep: Tensor) -> Tensor:
-        conditional = self._call(latents[0], timestep, self.run.texts[0], unconditional=False)
-        if self.run.guidance == 1:
+        conditional = self._call(latents[0], timestep, self.rendering.texts[0], unconditional=False)
+        if self.rendering.guidance == 1:
             return conditional
-        unconditional = self._call(latents[0], timestep, self.run.texts[1], unconditional=True)
-        return unconditional + self.run.guidance * (conditional - unconditional)
+        unconditional = self._call(latents[0], timestep, self.rendering.texts[1], unconditional=True)
+        return unconditional + self.rendering.guidance * (conditional - unconditional)
 
     def _call(self, latents: Tensor, timestep: Tensor, text: Tensor, *, unconditional: bool) -> Tensor:
-        engine = self.run.engine
+        engine = self.rendering.engine
         engine.calls["transformer"] += 1
         sample = engine.networks["transformer"](
             [latents.to(engine.plan.dtype)],
             timestep=timestep.expand(1),
             encoder_hidden_states=[text],
-            encoder_hidden_states_image=self.run.image,
+            encoder_hidden_states_image=self.rendering.image,
             condition_latents=[self.known],
             kv_cache=self.cache,
             kv_cache_mode="cached",
             is_uncondtion=unconditional,  # diffusers' spelling: one block is skipped
-            **self.run.geometry.of_step,
+            **self.rendering.geometry.of_step,
         ).sample
         return sample[0][None]
 
 
-class _Unkept(WanAnimate2KVCache):
+class _NullCache(WanAnimate2KVCache):
     """A cache that stores nothing, to count a call without it."""
 
     def get(self, layer_idx: int) -> Any:
-        return _UnkeptLayer()
+        return _NullCacheLayer()
 
 
-class _UnkeptLayer:
+class _NullCacheLayer:
     def store(self, key: Tensor, value: Tensor) -> None:
         """Forget both."""
 

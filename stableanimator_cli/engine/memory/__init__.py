@@ -1,1 +1,1 @@
-"""What rendering and training need in memory, predicted before anything is loaded."""
+"""Memory of rendering and training, predicted before anything is loaded."""

@@ -163,8 +163,8 @@ class MemoryEstimator:
             return config.refine.checkpointing == "on"
         if not self.available or config.refine.face != "full":
             return True
-        whole = replace(config, refine=replace(config.refine, checkpointing="off"))
-        return self.of(whole).total > _SHARE * self.available
+        unchecked = replace(config, refine=replace(config.refine, checkpointing="off"))
+        return self.of(unchecked).total > _SHARE * self.available
 
     def work(self, config: AnimateConfig) -> dict[str, FlopCounter]:
         """Operations of one call: ``unet`` on the longest window with a face, ``decoder`` on a chunk, and ``face``, an
@@ -224,7 +224,7 @@ class MemoryEstimator:
 
     @property
     def _identity(self) -> tuple[Any, ...]:
-        """What every count depends on."""
+        """Values on which every count depends."""
         configs = json.dumps({role: dict(config) for role, config in self.model.configs.items()}, default=str)
         file = recogniser_file(self.model) if "face" in self.model.files else None
         stat = file and file.stat()

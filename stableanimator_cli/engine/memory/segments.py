@@ -28,7 +28,7 @@ _STAGES = {
     "VAE decoder": ("vae",),
     "face detection": ("vae",),
 }
-_KEPT = 8  # float32 copies of a segment's latents: noise, conditions, estimate, and the scheduler's history
+_RESIDENT_LATENTS = 8  # float32 copies of a segment's latents: noise, conditions, estimate, and the scheduler's history
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class SegmentMemoryEstimator(MemoryEstimator):
         plan, length = config.device, config.windows.length
         transformer, vae = self._network("transformer").config, self._network("vae").config
         offload = "none" if self.device.type == "cpu" else plan.offload
-        held = self._backbone.segment_bytes(transformer, vae, length, self.size, self.dtype, offload)
+        prepared = self._backbone.segment_bytes(transformer, vae, length, self.size, self.dtype, offload)
         latents = 4 * self._backbone.latent_values(vae, length, self.size)
         stored = len(self._backbone.plan_windows(self.frames, config.windows)) * latents
         work = {
@@ -47,14 +47,14 @@ class SegmentMemoryEstimator(MemoryEstimator):
             "image encoder": self._call("image_encoder", config),
             "VAE encoder": self._call("vae_encode", config),
             "Transformer": stored
-            + _KEPT * latents
-            + held
+            + _RESIDENT_LATENTS * latents
+            + prepared
             + self._cast(config)
             + max(self._call(name, config) for name in self._backbone.denoiser_calls),
             "VAE decoder": stored + self._call("vae_decode", config),
         }
         if self._refines_faces(config):
-            work["face optimisation"] = stored + _KEPT * latents + held + self._call("face", config)
+            work["face optimisation"] = stored + _RESIDENT_LATENTS * latents + prepared + self._call("face", config)
         work |= self._detection(config, stored)
         return self._by_stage(_STAGES, work, lambda network: self._bytes(network, config), plan)
 

@@ -30,7 +30,7 @@ Sigma = Literal["cosine", "lognormal", "timesteps"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
-    """What is trained, on which noise, and how it is computed.
+    """Settings of training: weights, noise and computation.
 
     * ``train``: see ``trainable.choose_trainable``. ``image_only``: a stage of single images, in which temporal layers
       are skipped and frozen.

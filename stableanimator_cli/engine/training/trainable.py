@@ -1,4 +1,4 @@
-"""Which weights are trained, how they are initialised, and which tensors a model folder gets."""
+"""Selection and initialisation of trained weights, and the tensors that a model folder contains."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def check_digest(path: Path, found: str, expected: str | None) -> None:
 def no_entry(name: str, cached: Path, known: Iterable[str]) -> ModelMissing:
     """The error for a name that the catalogue lacks. ``cached``: where an import of this name links to its folder."""
     link = cached / FILE_NAME
-    if link.is_symlink():
+    if os.path.islink(link):  # False for a name that is too long
         return ModelMissing(
             f"model {name!r} was imported from {Path(os.readlink(link)).parent}, which no longer exists",
             hint="move the folder back, or import it from its new place: `sa models import FOLDER`",

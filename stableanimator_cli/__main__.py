@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import re
 import signal
@@ -33,6 +34,9 @@ def main() -> None:
         if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:  # nohup ignores it
             signal.signal(hangup, _as_interrupt)
     streams.prepare()
+    if sys.platform != "win32":  # there it also reports errors that a library handles itself
+        with contextlib.suppress(OSError, ValueError):  # a stderr that is not a file, in a program that embeds this
+            faulthandler.enable()  # a crash of a native library shows the Python lines that led there
     from stableanimator_cli.cli.verbs import app
 
     try:

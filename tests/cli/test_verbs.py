@@ -128,6 +128,26 @@ def test_an_interrupt_that_typer_swallowed_is_told(
     assert capsys.readouterr().err == "sa: interrupted\n"
 
 
+def test_a_crash_in_native_code_names_the_lines_that_led_to_it() -> None:
+    script = """
+import faulthandler, sys, types
+fake = types.ModuleType("stableanimator_cli.animate.run")
+def run(**_):
+    faulthandler._sigsegv()
+fake.run = run
+import stableanimator_cli.animate
+sys.modules[fake.__name__] = stableanimator_cli.animate.run = fake
+sys.argv = ["sa", "animate", "a.png", "b.mp4", "-o", "c.mp4"]
+from stableanimator_cli.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGSEGV
+    assert "Segmentation fault" in done.stderr
+    assert "in run\n" in done.stderr
+    assert "__main__.py" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("by", "hangup"),
     [(signal.SIGTERM, "SIG_DFL"), (signal.SIGHUP, "SIG_DFL"), (signal.SIGTERM, "SIG_IGN")],  # SIG_IGN: under nohup
@@ -140,7 +160,8 @@ fake = types.ModuleType("stableanimator_cli.animate.run")
 def run(**_):
     try:
         print("started", flush=True)
-        time.sleep(60)
+        for _ in range(600):  # a signal that comes just before a sleep does not end it
+            time.sleep(0.1)
     finally:
         print("cleaned", flush=True)
 fake.run = run

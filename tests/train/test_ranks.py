@@ -42,11 +42,17 @@ def start_ranks(world: int, words: list[str]) -> list[subprocess.Popen[str]]:
 
 def in_ranks(world: int, words: list[str]) -> list[str]:
     """What they said on stdout."""
+    children = start_ranks(world, words)
     said = []
-    for child in start_ranks(world, words):
-        out, err = child.communicate(timeout=580)
-        assert child.returncode == 0, err[-3000:]
-        said.append(out)
+    try:
+        for rank, child in enumerate(children):
+            out, err = child.communicate(timeout=580)
+            assert child.returncode == 0, f"rank {rank} of {world}: {err[-3000:]}"
+            said.append(out)
+    finally:  # the others of one that failed would wait for it
+        for child in children:
+            child.kill()
+            child.communicate()
     return said
 
 

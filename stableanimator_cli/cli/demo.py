@@ -76,7 +76,8 @@ def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
         sample_scene("test", figure + n, size=size, frames=frames, framing="portrait", behaviour=_MOTION)
         for n in range(PEOPLE)
     ]
-    scenes = [scene.with_movements_of(scenes[0]) for scene in scenes]
+    # the second person's clip: with the default --figure it begins with open eyes and shows both hands
+    scenes = [scene.with_movements_of(scenes[1]) for scene in scenes]
     parts = folder / "demo"
     with translate_os_errors(parts):
         parts.mkdir(exist_ok=True)

@@ -98,7 +98,7 @@ def examine_model(
         else "fits with the usual settings"
     )  # fmt: skip
     lines = [
-        f"device     {plan.describe()}, {gib} of memory",
+        f"device     {plan.describe()}, {gib} of memory{plan.advice()}",
         f"model      {found.name}" + (f": lacks {describe_download(fetch)}" if fetch.files else ""),
         f"rendering  {frames} frames of {width}x{height}, {config.sampling.steps} steps, "
         f"{calls[found.facts.denoiser.lower()]} {found.facts.denoiser} calls",

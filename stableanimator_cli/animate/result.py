@@ -104,6 +104,7 @@ class AnimationPlan:
                 "download": fetch.to_json(),
                 "chosen": [asdict(choice) for choice in choices],
                 "text": {
+                    "advice": device.advice(),
                     "denoiser": model.facts.denoiser,
                     "windows": request.plan.describe(),
                     "moving": " that shift from step to step (below: in the first)" if request.plan.shifted else "",
@@ -131,7 +132,7 @@ class AnimationPlan:
         return "\n".join(
             [
                 f"model      {d['model']} ({gib:.2f} GiB of weights on disk)",
-                f"device     {d['device']}{processes}",
+                f"device     {d['device']}{processes}{text['advice']}",
                 f"output     {d['frames']} frames of {d['size'][0]}x{d['size'][1]} at {d['fps']} fps, "
                 f"{d['seconds']:g} s",
                 f"sampling   {d['steps']} steps, {len(d['windows'])} window(s){text['moving']}, "

@@ -85,6 +85,11 @@ class DevicePlan:
         }
         return ", ".join([name, dtype_name(self.dtype), *(text for text, used in settings.items() if used)])
 
+    def advice(self) -> str:
+        """What a plan adds to ``describe``: the type that computes faster here, if none was requested."""
+        slow = self.device.type == "cpu" and self.config.dtype == "auto" and has_bfloat16(self.device)
+        return "; this processor also computes in bfloat16, which is faster: --dtype bfloat16" if slow else ""
+
 
 def device_name(device: torch.device) -> str:
     """The model of a CUDA card, else the type of device."""
@@ -116,7 +121,13 @@ def _automatic_dtype(device: torch.device) -> torch.dtype:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a CUDA GPU computes in bfloat16. ``torch.cuda.is_bf16_supported`` also counts emulation."""
+    """Whether ``device`` multiplies bfloat16 in hardware; where it is emulated, float32 is faster.
+
+    ``torch.cuda.is_bf16_supported`` also counts emulation. False on a CPU if this torch cannot say.
+    """
+    if device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict[str, object])()
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one is ARM's
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= _NATIVE_BFLOAT16
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import stableanimator_cli.cli.demo as demo_module
 from stableanimator_cli.cli.demo import SUFFIXES, demo
@@ -42,6 +43,11 @@ def test_one_demo_at_a_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_processor_that_does_not_compute_in_bfloat16_takes_its_own_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert demo_module._dtype() == "auto"
+
+
 def test_a_demo_shows_three_people_twice_and_may_be_repeated(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -53,6 +59,7 @@ def test_a_demo_shows_three_people_twice_and_may_be_repeated(
     card.write_text(text.replace('size = "256x256"', 'size = "96x96"'), encoding="utf-8")
     monkeypatch.setattr(demo_module, "_QUICK", {"steps": 1, "decode_chunk": 2})
     monkeypatch.setattr(demo_module, "MODEL", str(quick))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     for figure in (0, 1):
         demo(tmp_path, figure=figure, frames=3, json=True)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -70,6 +77,7 @@ def test_a_demo_shows_three_people_twice_and_may_be_repeated(
     assert len(list(gif.frames())) == 4
     first, other = (read_record(tmp_path / "demo" / f"person-1.{name}json") for name in ("", "other-face."))
     assert first["seed"] == other["seed"]
+    assert first["device"] == other["device"] == "cpu, bfloat16"
     assert first["output"]["sha256"] != other["output"]["sha256"]
 
 

@@ -11,7 +11,14 @@ from torch import nn
 
 from stableanimator_cli.config.animate import AnimateConfig, DeviceConfig
 from stableanimator_cli.engine import compilation, host_weights
-from stableanimator_cli.engine.device import DevicePlan, Networks, float32_precision, memory_guard, peak_memory
+from stableanimator_cli.engine.device import (
+    DevicePlan,
+    Networks,
+    float32_precision,
+    has_bfloat16,
+    memory_guard,
+    peak_memory,
+)
 from stableanimator_cli.engine.host_weights import named_tensors, pack
 from stableanimator_cli.errors import ConfigError, ModelMissing, OutOfMemory
 from tests.tiny import CPU, engine_of
@@ -45,6 +52,26 @@ def test_auto_takes_the_best_device_there_is(monkeypatch, cuda, capability, mps,
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     plan = DevicePlan.of(DeviceConfig())
     assert (plan.device.type, plan.dtype) == (device, dtype)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "native"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"bf16": True, "architecture": "aarch64"}, True),
+     ({"avx512_bf16": False, "avx512_f": True}, False), ({}, False)],
+)  # fmt: skip
+def test_a_plan_names_the_type_that_a_processor_computes_faster(monkeypatch, capabilities, native):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert has_bfloat16(torch.device("cpu")) is native
+    plan = DevicePlan.of(DeviceConfig(device="cpu"))
+    assert plan.dtype == torch.float32
+    assert ("--dtype bfloat16" in plan.advice()) is native
+    requested = DevicePlan.of(DeviceConfig(device="cpu", dtype="float32"))
+    assert requested.advice() == ""
+
+
+def test_a_torch_that_cannot_say_what_a_processor_computes_advises_nothing(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert DevicePlan.of(DeviceConfig(device="cpu")).advice() == ""
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stableanimator_cli.engine.device import has_bfloat16
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import temporary_path
 from stableanimator_cli.puppets.sample import derive_seed
@@ -92,7 +93,7 @@ def train(task: Task, folder: Path, report: Report, *, workers: int = 1, until: 
             report(f"{task.name}: resumed at step {step} of {task.steps}")
     started = saved = time.monotonic()
     first = step
-    half = fast_bfloat16()
+    half = has_bfloat16(torch.device("cpu"))
     net.train()
     shown: dict[str, float] = {}
     while step < last:
@@ -119,11 +120,6 @@ def train(task: Task, folder: Path, report: Report, *, workers: int = 1, until: 
             _save(path, task, step, net, average, optimizer)
             saved = time.monotonic()
     return average.eval().requires_grad_(False)
-
-
-def fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware; elsewhere it is emulated and slower than float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

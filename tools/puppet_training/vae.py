@@ -28,11 +28,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stableanimator_cli.bench.frontier_cases import face_slice
+from stableanimator_cli.engine.device import has_bfloat16
 from stableanimator_cli.files import atomic_write
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.sample import derive_seed
 from tools.command import exit_code_of
-from tools.figure_networks.loop import fast_bfloat16
 from tools.figure_networks.vae import unit_latents
 from tools.puppet_training.figures import Crops, batches, sample_frames
 from tools.puppet_training.measure import face_scores, psnr
@@ -188,7 +188,7 @@ class Trainer:
 def half_precision(pixels: Tensor) -> torch.autocast:
     """Autocast to bfloat16 if the device multiplies it in hardware."""
     kind = pixels.device.type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or fast_bfloat16())
+    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or has_bfloat16(torch.device(kind)))
 
 
 def pixels_of(frames: list[PuppetFrame]) -> Tensor:

@@ -96,6 +96,25 @@ def with_people(
     return ReferenceFace(vector=people[0].vector, faces=reference.faces, people=people)
 
 
+def report_visible_faces(
+    config: AnimateConfig, model: ModelFolder, image: np.ndarray, driving: Driving, reference: ReferenceFace,
+    reporter: Reporter,
+) -> None:  # fmt: skip
+    """Report that people with other faces than by default are mixed with the faces that REFERENCE shows."""
+    motion = driving.people
+    if config.hide_reference_face or not (model.facts.embeds_face and reference.faces and reference.people and motion):
+        return
+    known = [face for face in reference.faces if face.embedding is not None]
+    unnamed = replace(config, people=replace(config.people, pair=None, face_of=()))
+    usual = {one.index: one.face_number for one in pair_people(unnamed, motion, driving.numbers, known, image, {})}
+    usual = usual or dict.fromkeys(range(len(motion.track)), 0)  # all of them have the one face
+    if any(one.face_number != usual.get(one.index, one.face_number) for one in reference.people):
+        reporter.info(
+            f"{config.reference.name}: the network also sees the faces that it shows, and mixes them with those of "
+            "others; --hide-reference-face hides them, for models trained so"
+        )
+
+
 def warn_of_shared_face(
     config: AnimateConfig, model: ModelFolder, driving: Driving, reference: ReferenceFace, reporter: Reporter
 ) -> None:

@@ -19,6 +19,7 @@ from stableanimator_cli.animate.people_faces import (
     faces_for_unet,
     people_in_video,
     read_other_faces,
+    report_visible_faces,
     warn_of_shared_face,
     with_people,
 )
@@ -180,6 +181,7 @@ def prepare(
         named_people(config.people, driving.people, driving.numbers, config.motion)
     elif not plan_only:
         face = with_people(face, config, image, driving, others, reporter)
+        report_visible_faces(config, model, image, driving, face, reporter)
     warn_of_shared_face(config, model, driving, face, reporter)
     poses, anchor = driving.skeletons, None
     if config.windows.anchor == "reference" and face.people and driving.people is not None:

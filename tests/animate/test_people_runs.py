@@ -67,6 +67,25 @@ def test_each_person_gets_the_face_at_the_same_side(animate):
     assert np.abs(turned.astype(int) - own).mean() < np.abs(swapped.astype(int) - own).mean()
 
 
+def test_other_faces_than_those_of_the_reference_are_said_to_mix_with_them(animate, scene):
+    """Not if each person has the face at the same side, and not if the faces of the reference are hidden."""
+
+    def reported(reference: str = "two.png", motion: str = "two.npz", **flags: object) -> bool:
+        heard = Heard()
+        animate(reference, motion, reporter=heard, **flags)
+        return any("--hide-reference-face" in note for note in heard.notes)
+
+    other = str(scene / "other.png")
+    assert reported(pair="0:1,1:0")
+    assert reported(face_of=(f"1={other}",))
+    assert reported("one.png", "one.npz", face_of=(f"0={other}",))
+    assert not reported()
+    assert not reported(pair="0:0,1:1")
+    assert not reported(pair="0:0")
+    assert not reported("one.png", "one.npz", pair="0:0")
+    assert not reported(pair="0:1,1:0", hide_reference_face=True)
+
+
 def test_what_is_not_used_of_an_image_is_reported_once(animate, scene, tmp_path):
     two, heard = Image.open(scene / "two.png"), Heard()
     two.save(tmp_path / "two.gif", save_all=True, append_images=[two.rotate(180)])

@@ -22,7 +22,7 @@ import torch
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.animate import DeviceConfig
-from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.device import DTYPES, DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import Timings, render
 from stableanimator_cli.engine.weights import loaders
@@ -170,6 +170,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--of", choices=("model", "vae", "copy"), default="model", help="what is scored")
     parser.add_argument("--size", type=int, default=256, help="side of the frames in pixels")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="of the networks")
     return parser.parse_args(arguments)
 
 
@@ -198,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     entries = read_list()
     count = min(options.count, len(entries))
     rows, cells = [], []
-    with Engine.open(model, DevicePlan.of(DeviceConfig(device=options.device))) as engine:
+    with Engine.open(model, DevicePlan.of(DeviceConfig(device=options.device, dtype=options.dtype))) as engine:
         detectors = OutputDetectors(engine)
         scenes = [
             open_scene(entry, options.split, (options.size, options.size))

@@ -16,6 +16,7 @@ _METADATA: dict[str, dict[str, Any]] = {
     "pdf": {"Creator": MARK, "Producer": MARK, "CreationDate": None}, "png": {"Software": MARK},
 }  # fmt: skip
 """Without the date: equal figures are equal files."""
+_COLUMNS = 3
 _TICKS = (4, 6, 8, 12, 20, 50)
 
 
@@ -35,9 +36,11 @@ def write(path: Path, measured: Table, search: Table) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    figure = Figure(figsize=(12.0, 5.2), layout="constrained")
-    panels = list(figure.subplots(2, 4).flat)
-    for axes, title in zip(panels, FIGURES.values(), strict=False):
+    rows, columns = math.ceil(len(FIGURES) / _COLUMNS), _COLUMNS
+    figure = Figure(figsize=(9.0, 2.6 * rows + 0.9), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1.0] * rows + [0.3])
+    panels = [figure.add_subplot(grid[index // columns, index % columns]) for index in range(len(FIGURES))]
+    for axes, title in zip(panels, FIGURES.values(), strict=True):
         axes.set(ylabel=f"loss: {title}", xscale="log")
         axes.set_xlabel("calls of the whole network, by FLOPs")
         axes.set_xticks(_TICKS)
@@ -59,12 +62,11 @@ def write(path: Path, measured: Table, search: Table) -> None:
         axes.tick_params(labelsize=7)
         axes.xaxis.label.set_size(8)
         axes.yaxis.label.set_size(8)
-    for axes in panels[len(FIGURES) :]:
-        axes.set_axis_off()
-    names = panels[len(FIGURES)]
+    names = figure.add_subplot(grid[rows, :])
+    names.set_axis_off()
     shown = "\n".join(f"{number} {row['setting']}" for number, row in enumerate(measured.rows, start=1))
-    names.text(0, 1, shown, va="top", fontsize=5.5, wrap=True, transform=names.transAxes)
-    names.legend(*panels[0].get_legend_handles_labels(), loc="lower left", fontsize=7)
+    names.text(0, 1, shown, va="top", fontsize=6, transform=names.transAxes)
+    names.legend(*panels[0].get_legend_handles_labels(), loc="upper right", fontsize=7)
     kind = path.suffix[1:].lower()
     with atomic_write(path, marked=True) as temp, translate_os_errors(path), temp.open("wb") as stream:
         figure.savefig(stream, format=kind, dpi=150, metadata=_METADATA[kind])

@@ -27,6 +27,7 @@ from stableanimator_cli.train.curves import CURVES, draw_curves
 from stableanimator_cli.train.dataset import Dataset, check_faces, open_dataset, with_faces
 from stableanimator_cli.train.latent_cache import detect_faces, kinds_to_read, make_caches
 from stableanimator_cli.train.loop import Loop
+from stableanimator_cli.train.lr_schedule import short_warmups
 from stableanimator_cli.train.metrics_log import Metrics, read_metrics
 from stableanimator_cli.train.plan import TrainPlan, fit_to_limit
 from stableanimator_cli.train.processes import open_accelerator
@@ -208,6 +209,8 @@ def _open_dataset(
         for stage in stages
     )
     config = replace(config, stage=tuple(counted))
+    for warning in short_warmups(config.stage or ()) if fresh else ():
+        reporter.warning(warning)
     if not fresh and any(stage.epochs is not None for stage in stages):
         resume.check_length(config, reporter, "--epochs")
     return config, dataset

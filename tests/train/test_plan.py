@@ -15,6 +15,8 @@ from stableanimator_cli.cli.verbs import app
 from stableanimator_cli.engine.memory.train import predict
 from stableanimator_cli.engine.training.model import TrainingSettings
 from stableanimator_cli.errors import OutOfMemory
+from stableanimator_cli.progress import NullReporter, WarningLog
+from stableanimator_cli.train import run
 from stableanimator_cli.train.metrics_log import read_metrics
 from stableanimator_cli.train.plan import TrainPlan
 from tests.train.clip_folders import write_clip
@@ -78,6 +80,26 @@ def test_encoders_of_which_one_is_not_cached_are_counted(
 ) -> None:
     train(data, tiny_model, tmp_path / "run", "--steps", 1, "--plan", "--cache", cache)
     assert (", encoders " in capsys.readouterr().out) == loaded
+
+
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [
+        ({"steps": 20}, "500 steps is longer than its 20 steps. Its highest learning rate is 4e-07 instead of 1e-05; "
+         "--warmup 2 reaches it"),
+        ({"epochs": 60}, "500 steps is longer than its 30 steps. Its highest learning rate is 6e-07 instead of 1e-05; "
+         "--warmup 3 reaches it"),
+        ({"steps": 500}, None),
+        ({"steps": 20, "warmup": 20}, None),
+    ],
+)  # fmt: skip
+def test_a_warmup_that_outlasts_its_stage_is_reported(
+    data: Path, tiny_model: Path, tmp_path: Path, length: dict[str, int], said: str | None
+) -> None:
+    flags = {"dataset": [data], "output": tmp_path / "run", "model": str(tiny_model), "frames": 2, "batch": 2} | length
+    reporter = WarningLog(NullReporter())
+    run.run(flags=flags | {"device": "cpu"}, plan_only=True, reporter=reporter)
+    assert reporter.warnings == ([] if said is None else [f"stage 'train': the warmup of {said}"])
 
 
 def test_what_fits_is_chosen_and_runs_to_the_same_losses(

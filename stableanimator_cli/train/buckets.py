@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from stableanimator_cli.config.parse import dump_size
 from stableanimator_cli.train.clips import TrainingClip
 
 Size = tuple[int, int]
@@ -30,3 +31,16 @@ def into_buckets(clips: Sequence[TrainingClip], sizes: Sequence[Size]) -> tuple[
     for clip in clips:
         groups[nearest_size(clip.size, sizes)].append(clip)
     return tuple(Bucket(size=size, clips=tuple(group)) for size, group in groups.items() if group)
+
+
+def unused_sizes(clips: Sequence[TrainingClip], stages: Sequence[Sequence[Size]]) -> Iterator[str]:
+    """One warning per list of sizes, of the ``stages``, that has sizes without clips."""
+    for sizes in dict.fromkeys(map(tuple, stages)):
+        used = {nearest_size(clip.size, sizes) for clip in clips}
+        unused = [dump_size(size) for size in sizes if size not in used]
+        if unused:
+            given = ",".join(map(dump_size, sizes))
+            yield (
+                f"sizes {given}: no clip is trained at {' or '.join(unused)}, as another size is as near to its aspect "
+                "ratio or nearer"
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +15,14 @@ import torch
 
 from stableanimator_cli import distributed
 from stableanimator_cli.config.animate import DeviceConfig
-from stableanimator_cli.config.train import LossConfig, TrainConfig
+from stableanimator_cli.config.train import LossConfig, StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DevicePlan, dtype_name, float32_precision
 from stableanimator_cli.errors import SaError
 from stableanimator_cli.files import check_apart
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import base_model, checkpoint, resume
+from stableanimator_cli.train.buckets import unused_sizes
 from stableanimator_cli.train.checkpoint_writer import CheckpointWriter
 from stableanimator_cli.train.curves import CURVES, draw_curves
 from stableanimator_cli.train.dataset import Dataset, check_faces, open_dataset, with_faces
@@ -209,11 +210,18 @@ def _open_dataset(
         for stage in stages
     )
     config = replace(config, stage=tuple(counted))
-    for warning in short_warmups(config.stage or ()) if fresh else ():
-        reporter.warning(warning)
+    if fresh:
+        _warn_of_stages(config.stage or (), dataset, reporter)
     if not fresh and any(stage.epochs is not None for stage in stages):
         resume.check_length(config, reporter, "--epochs")
     return config, dataset
+
+
+def _warn_of_stages(stages: Sequence[StageConfig], dataset: Dataset, reporter: Reporter) -> None:
+    """Report stages that do not reach their learning rate, and sizes that have no clips."""
+    sizes = [stage.sizes or () for stage in stages]
+    for warning in (*short_warmups(stages), *unused_sizes(dataset.clips, sizes)):
+        reporter.warning(warning)
 
 
 def _digest(dataset: Dataset) -> str:

@@ -102,6 +102,24 @@ def test_a_warmup_that_outlasts_its_stage_is_reported(
     assert reporter.warnings == ([] if said is None else [f"stage 'train': the warmup of {said}"])
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ("64x64,128x64", "no clip is trained at 128x64, as another size is as near to its aspect ratio or nearer"),
+        ("64x64,32x32,128x64", "no clip is trained at 32x32 or 128x64, as another size"),
+        ("128x64", None),
+    ],
+)
+def test_sizes_that_no_clip_is_trained_at_are_reported(
+    data: Path, tiny_model: Path, tmp_path: Path, sizes: str, said: str | None
+) -> None:
+    flags = {"dataset": [data], "output": tmp_path / "run", "model": str(tiny_model), "frames": 2, "sizes": sizes}
+    reporter = WarningLog(NullReporter())
+    run.run(flags=flags | {"steps": 1, "warmup": 0, "device": "cpu"}, plan_only=True, reporter=reporter)
+    assert len(reporter.warnings) == (said is not None)
+    assert said is None or reporter.warnings[0].startswith(f"sizes {sizes}: {said}")
+
+
 def test_what_fits_is_chosen_and_runs_to_the_same_losses(
     data: Path, tiny_model: Path, totals: dict[str, int], tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stableanimator_cli import backbone_facts
 from stableanimator_cli.catalogue import hub, layouts, pipelines
 from stableanimator_cli.catalogue.configs import read_config
-from stableanimator_cli.catalogue.damage import check_size, no_entry
+from stableanimator_cli.catalogue.damage import WEIGHT_SUFFIXES, check_size, no_entry
 from stableanimator_cli.catalogue.home import BUILTIN, cache_dir, expanded
 from stableanimator_cli.catalogue.needed import Needed, needed
 from stableanimator_cli.catalogue.schema import FILE_NAME, Component, Entry, nearest_or_all, read
@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # records imports numpy: see above
 
 DEFAULT = "stableanimator"
 DRAWN = "puppet"
-_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".onnx")
 
 
 def builtin_dir() -> Path:
@@ -98,7 +97,7 @@ def weight_names(name: str) -> tuple[str, ...]:
     files, the listed one comes first.
     """
     path = Path(name)
-    if path.suffix not in _SUFFIXES or path.suffix == ".onnx":
+    if path.suffix not in WEIGHT_SUFFIXES or path.suffix == ".onnx":
         return (name,)
     stem = path.stem.removesuffix(".fp16")
     full, half = f"{stem}.safetensors", f"{stem}.fp16.safetensors"
@@ -115,7 +114,7 @@ def locate(found: Entry, path: str) -> Path | None:
     for root in search_paths(found):
         for base in (root, root / found.name):
             target = base / path
-            if found.file(path) is not None or Path(path).suffix in _SUFFIXES:
+            if found.file(path) is not None or Path(path).suffix in WEIGHT_SUFFIXES:
                 for name in weight_names(target.name):
                     if os.path.isfile(target.with_name(name)):
                         return target.with_name(name)
@@ -325,6 +324,7 @@ def _part(owner: Entry, role: str, component: Component) -> _Part:
                 check_size(path, row.bytes)
                 if row.sha256 is not None:
                     digests[path] = row.sha256
+        check_size(file, None)  # and the files that no row lists
     names = [f.path for f in owner.under(component.file) if not f.optional] or [component.file]
     searched = search_paths(owner)
     if len(searched) > 1:  # of the catalogue: its two folders are named once, for all entries

@@ -14,6 +14,7 @@ from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.errors import ModelDamaged
 from stableanimator_cli.files import sha256_of
 from tests.conftest import Run
+from tests.train.clip_folders import write_clip
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,21 @@ def test_a_file_with_other_numbers_than_recorded_is_an_error_that_names_it(copie
         weight_digests(catalogue.open_model(str(copied)))
     role = {"unet.safetensors": "vae"}.get(name, "unet")
     assert weight_digests(catalogue.open_model(str(copied)), [role]) == {role: whole[role]}
+
+
+@pytest.mark.parametrize("name", ["vae.safetensors", "face/arcface_puppet.onnx"])
+def test_a_git_lfs_pointer_that_no_model_toml_lists_is_named_by_a_plan(
+    copied: Path, sa: Run, tmp_path: Path, name: str
+) -> None:
+    record = (copied / "model.toml").read_text().split("\n[")
+    (copied / "model.toml").write_text("\n[".join(row for row in record if not row.startswith("[files]]")))
+    (copied / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    write_clip(tmp_path / "clips/one", 2)
+    words = ("--model", copied, "--frames", "2", "--steps", "1", "--plan")
+    result = sa("train", tmp_path / "clips", "-o", tmp_path / "run", *words)
+    assert result.returncode == 5, result.stderr
+    assert f"mine/{name}: found a git-lfs pointer, expected the weights" in result.stderr
+    assert "hint: run `git lfs pull` in its folder, or copy it again" in result.stderr
 
 
 def test_files_of_a_folder_are_read_once_too(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from stableanimator_cli import backbone_facts
 from stableanimator_cli.catalogue import hub, layouts, pipelines
 from stableanimator_cli.catalogue.configs import read_config
-from stableanimator_cli.catalogue.damage import WEIGHT_SUFFIXES, check_size, no_entry
+from stableanimator_cli.catalogue.damage import check_size, no_entry
 from stableanimator_cli.catalogue.home import BUILTIN, cache_dir, expanded
 from stableanimator_cli.catalogue.needed import Needed, needed
 from stableanimator_cli.catalogue.schema import FILE_NAME, Component, Entry, nearest_or_all, read
+from stableanimator_cli.catalogue.weight_files import WEIGHT_SUFFIXES, weight_names
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
 
 if TYPE_CHECKING:  # records imports numpy: see above
@@ -88,22 +89,6 @@ def search_paths(found: Entry) -> tuple[Path, ...]:
     catalogue name must not use the weights of that entry."""
     catalogued = found.folder.parent in (builtin_dir(), cache_dir() / "models")
     return (found.folder, model_cache_dir(found.name)) if catalogued else (found.folder,)
-
-
-def weight_names(name: str) -> tuple[str, ...]:
-    """Accepted file names for a listed weight file: the listed name and other forms of the same network.
-
-    A ``.safetensors`` comes before the ``.pth`` that it was converted from; of diffusers' half and full precision
-    files, the listed one comes first.
-    """
-    path = Path(name)
-    if path.suffix not in WEIGHT_SUFFIXES or path.suffix == ".onnx":
-        return (name,)
-    stem = path.stem.removesuffix(".fp16")
-    full, half = f"{stem}.safetensors", f"{stem}.fp16.safetensors"
-    other = (f"{stem}.bin", f"{stem}.fp16.bin", f"{stem}.pth")
-    order = (name, full, half, *other) if path.suffix == ".safetensors" else (full, half, name, *other)
-    return tuple(dict.fromkeys(order))
 
 
 def locate(found: Entry, path: str) -> Path | None:
@@ -364,6 +349,8 @@ def _missing(
     roles: Sequence[str],
     useful: Sequence[str],
 ) -> ModelMissing:
+    if layout is not None and not layout.fits_svd:
+        return layout.incomplete(roles)
     catalogued = layout is not None or len(search_paths(found)) > 1
     absent = [role for role in roles if role not in parts]
     if catalogued and absent and (len(absent) == len(roles) or found.task != "animate"):  # no download would help

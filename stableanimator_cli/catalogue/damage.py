@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 from stableanimator_cli.catalogue.home import BUILTIN, cache_dir
 from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, nearest_or_all, read
+from stableanimator_cli.catalogue.weight_files import WEIGHT_SUFFIXES
 from stableanimator_cli.errors import ModelDamaged, ModelMissing, SaError
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".onnx")
 _LFS = b"version https://git-lfs"
 _COPY = "copy it again from where its folder comes from"
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stableanimator_cli.errors import ModelMissing
 from stableanimator_cli.readers import damaged_model, read_json
 from stableanimator_cli.readers_fields import Fields
 
@@ -59,7 +60,8 @@ class Layout:
     """Content of a folder. ``parts`` and ``searched`` (folders) are keyed by (catalogue entry, role).
 
     ``primary`` is the entry that the folder is a download of. ``face_channel_order`` overrides the entry's;
-    ``guessed_order`` is the weight file if its order is unknown.
+    ``guessed_order`` is the weight file if its order is unknown. ``fits_svd``: whether the networks have the sizes of
+    SVD's, which complete them.
     """
 
     folder: Path
@@ -68,6 +70,7 @@ class Layout:
     searched: Mapping[tuple[str, str], tuple[Path, ...]]
     face_channel_order: ChannelOrder | None = None
     guessed_order: Path | None = None
+    fits_svd: bool = True
 
     def warnings(self, order: ChannelOrder | None) -> tuple[str, ...]:
         """What is not known about the folder; ``order`` is the channel order that is used."""
@@ -77,6 +80,13 @@ class Layout:
         return (
             f"{self.guessed_order} does not name the channel order in which faces are embedded; {order} is used, as "
             f'for the released weights. To set it, write {{"face_channel_order": "bgr"}} to {note}',
+        )
+
+    def incomplete(self, roles: Iterable[str]) -> ModelMissing:
+        """The error for missing networks that must have other sizes than SVD's: no download has them."""
+        return ModelMissing(
+            f"{self.folder}: its networks have other sizes than SVD's, and lack {', '.join(roles)} of these sizes",
+            hint="export all networks of the run: `sa train --resume RUN --export model -o FOLDER`",
         )
 
 
@@ -92,10 +102,10 @@ def detect_layout(folder: Path) -> Layout | None:
     primary = next((n for n in (ANIMATOR, BASE, FACE, POSE) if n in owners), None)
     if primary is None:
         return None
-    order, guessed = None, None
+    order, guessed, fits_svd = None, None, True
     unet = search.parts.get((ANIMATOR, "unet"))
     if primary == ANIMATOR and unet is not None and unet.file is not None:
-        order = _noted_order(unet.file.parent)
+        order, fits_svd = _read_note(unet.file.parent)
         if order is None and numbered:
             # the reference implementation's trainer now embeds faces in insightface's order; the released weights
             # most likely were not trained so, which their entry records
@@ -108,16 +118,18 @@ def detect_layout(folder: Path) -> Layout | None:
         searched=search.searched,
         face_channel_order=order,
         guessed_order=guessed,
+        fits_svd=fits_svd,
     )
 
 
-def _noted_order(folder: Path) -> ChannelOrder | None:
-    """The channel order in the note beside exported weights, None without a note. Raises ``ModelDamaged``."""
+def _read_note(folder: Path) -> tuple[ChannelOrder | None, bool]:
+    """The channel order in the note beside exported weights, None without a note, and whether the networks have the
+    sizes of SVD's. Raises ``ModelDamaged``."""
     path, what = folder / NOTE, "the note beside exported weights"
     if not path.exists():
-        return None
+        return None, True
     note = Fields.of(read_json(path, what, error=damaged_model), path, what, error=damaged_model)
-    return note.choice("face_channel_order", ("bgr", "rgb"))
+    return note.choice("face_channel_order", ("bgr", "rgb")), note.flag("fits_svd", default=True)
 
 
 class _Search:

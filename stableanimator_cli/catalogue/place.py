@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import store
+from stableanimator_cli.catalogue.weight_files import weight_names
 from stableanimator_cli.errors import BadInput, SaError, command
 from stableanimator_cli.files import sha256_of, translate_read_errors
 from stableanimator_cli.readers import parse_json
@@ -150,7 +151,7 @@ def _other_forms(row: Import) -> list[Path]:
     """
     listed = {file.path for file in catalogue.entry(row.name).files}
     links = []
-    for name in catalogue.weight_names(row.target.name):
+    for name in weight_names(row.target.name):
         other = row.target.with_name(name)
         if other == row.target or not other.is_file():
             continue

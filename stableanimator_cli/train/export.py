@@ -14,19 +14,26 @@ from torch import Tensor
 
 from stableanimator_cli import backbone_facts, catalogue
 from stableanimator_cli.catalogue import layouts, schema
+from stableanimator_cli.catalogue.configs import read_config
 from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.engine.training import exported_names
 from stableanimator_cli.engine.training.trainable import TRAINED
 from stableanimator_cli.engine.weights import read_tensors
 from stableanimator_cli.errors import BadInput, ConfigError, command
 from stableanimator_cli.files import MARK, atomic_write, translate_os_errors, visible_files
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import checkpoint
 from stableanimator_cli.train.base_model import file_entry, model_toml, plain_name, write_network_config
 from stableanimator_cli.train.report import ExportReport
 
+_NO_SIZES = ("sample_size", "num_frames")
+"""Keys of a UNet's config that change the shape of no weight."""
 
-def export(run: Path, form: Literal["model", "upstream"], output: Path, weights: str | None) -> ExportReport:
+
+def export(
+    run: Path, form: Literal["model", "upstream"], output: Path, weights: str | None, reporter: Reporter
+) -> ExportReport:
     """Write the best checkpoint of ``run`` by validation, else the last, to the folder ``output``.
 
     ``weights`` is the dtype of trained tensors, None for that of the checkpoint; other tensors are unchanged. Raises
@@ -47,6 +54,11 @@ def export(run: Path, form: Literal["model", "upstream"], output: Path, weights:
     model = catalogue.open_model(source, TRAINED)
     if form == "upstream":
         _check_upstream(source, model)
+        if not _fits_svd(model):
+            reporter.warning(
+                "the networks have other sizes than SVD's, so the reference implementation does not open the three "
+                "files; --export model writes all networks"
+            )
     weight_digests(model, TRAINED if form == "upstream" else None)  # damaged numbers would get a digest of their own
     write = _write_upstream if form == "upstream" else _write_model
     try:
@@ -72,6 +84,13 @@ def _check_upstream(source: Path, model: ModelFolder) -> None:
             raise ConfigError.because("--export upstream", problem, hint="use --export model")
 
 
+def _fits_svd(model: ModelFolder) -> bool:
+    """Whether the UNet has the sizes of SVD's, whose VAE and image encoder complete the three files."""
+    released, ours = catalogue.entry(layouts.ANIMATOR), model.configs.get("unet", {})
+    theirs = read_config(released.folder / str(released.components["unet"].config))
+    return all(ours.get(key, value) == value for key, value in theirs.items() if key not in _NO_SIZES)
+
+
 def _read(source: Path, model: ModelFolder, role: str, weights: str | None) -> dict[str, Tensor]:
     """Tensors of a network, the trained ones in the dtype ``weights``."""
     tensors = read_tensors(model.files[role])
@@ -88,7 +107,9 @@ def _read(source: Path, model: ModelFolder, role: str, weights: str | None) -> d
 def _write_upstream(source: Path, model: ModelFolder, weights: str | None, folder: Path) -> None:
     for role in TRAINED:
         torch.save(_read(source, model, role, weights), folder / f"{role}.pth")
-    note = {"written_by": f"{MARK}: sa train --export upstream", "face_channel_order": model.face_channel_order}
+    note: dict[str, Any] = {"written_by": f"{MARK}: sa train --export upstream"}
+    note |= {"face_channel_order": model.face_channel_order}
+    note |= {} if _fits_svd(model) else {"fits_svd": False}
     (folder / layouts.NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
 
 

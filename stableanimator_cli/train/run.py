@@ -62,7 +62,7 @@ def _run(
 ) -> TrainReport | TrainPlan | ExportReport | None:
     if export is not None:
         _refuse_beside_export({**flags, "config": config_file, "plan": plan_only or None})
-        return _export(flags, resumed, export)
+        return _export(flags, resumed, export, reporter)
     fresh, first, world = resumed is None, distributed.rank() == 0, distributed.world_size()
     if resumed is not None:
         config = resume.resumed_config(resumed, flags, config_file, reporter if first else NullReporter())
@@ -109,7 +109,9 @@ def _refuse_beside_export(options: Mapping[str, Any]) -> None:
             raise ConfigError.because(flag, "--export does not read it", hint=hint)
 
 
-def _export(flags: Mapping[str, Any], run_folder: Path | None, form: Literal["model", "upstream"]) -> ExportReport:
+def _export(
+    flags: Mapping[str, Any], run_folder: Path | None, form: Literal["model", "upstream"], reporter: Reporter
+) -> ExportReport:
     if run_folder is None:
         hint = f"sa train --resume RUN --export {form} -o FOLDER"
         raise ConfigError("--export", form, "--resume RUN, whose checkpoint it writes", hint=hint)
@@ -126,7 +128,7 @@ def _export(flags: Mapping[str, Any], run_folder: Path | None, form: Literal["mo
     with locked_output(folder, "sa train --export"):
         from stableanimator_cli.train.export import export  # imports torch
 
-        return export(run_folder, form, folder, weights)
+        return export(run_folder, form, folder, weights, reporter)
 
 
 def _with_stages(config: TrainConfig, name: str, model: ModelFolder) -> TrainConfig:

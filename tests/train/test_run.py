@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.schema import from_mapping, read_toml
 from stableanimator_cli.config.train import TrainConfig
-from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, ModelDamaged
+from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.files import exclusive_lock, locked_output
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.progress import NullReporter, WarningLog
@@ -292,6 +292,23 @@ def test_an_export_is_upstreams_files_or_a_folder_that_needs_no_other(whole, tmp
         trained = ".processor.id_to_" in name
         assert tensor.dtype == (torch.float16 if trained else torch.float32)
         assert trained or torch.equal(tensor, ours[name])  # what was not trained is never rounded
+
+
+def test_an_export_of_other_sizes_than_svds_is_completed_by_no_download(whole, tmp_path):
+    reporter = WarningLog(NullReporter())
+    run.run(flags={"output": tmp_path / "up"}, resumed=whole, export="upstream", reporter=reporter)
+    (warning,) = reporter.warnings
+    assert "other sizes than SVD's" in warning
+    assert "--export model writes all networks" in warning
+    with pytest.raises(ModelMissing, match="other sizes than SVD's, and lack vae, image_encoder of these") as caught:
+        catalogue.open_model(tmp_path / "up", NETWORKS)
+    assert caught.value.downloads == ()
+    assert "--export model" in str(caught.value.hint)
+    note = tmp_path / "up/stableanimator-cli.json"
+    note.write_text('{"face_channel_order": "bgr"}')  # of SVD's sizes
+    with pytest.raises(ModelMissing, match="lacks vae") as caught:
+        catalogue.open_model(tmp_path / "up", NETWORKS)
+    assert caught.value.downloads == ("svd-xt",)
 
 
 @pytest.mark.parametrize(

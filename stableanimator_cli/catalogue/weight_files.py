@@ -1,0 +1,23 @@
+"""Names and suffixes of weight files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".onnx")
+
+
+def weight_names(name: str) -> tuple[str, ...]:
+    """Accepted file names for a listed weight file: the listed name and other forms of the same network.
+
+    A ``.safetensors`` comes before the ``.pth`` that it was converted from; of diffusers' half and full precision
+    files, the listed one comes first.
+    """
+    path = Path(name)
+    if path.suffix not in WEIGHT_SUFFIXES or path.suffix == ".onnx":
+        return (name,)
+    stem = path.stem.removesuffix(".fp16")
+    full, half = f"{stem}.safetensors", f"{stem}.fp16.safetensors"
+    other = (f"{stem}.bin", f"{stem}.fp16.bin", f"{stem}.pth")
+    order = (name, full, half, *other) if path.suffix == ".safetensors" else (full, half, name, *other)
+    return tuple(dict.fromkeys(order))

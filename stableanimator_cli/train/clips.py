@@ -25,7 +25,8 @@ _CHANGED = "the video changed since the clip was made: run `sa preprocess` on it
 class TrainingClip:
     """A clip on disk: ``name`` for messages, ``size`` (width, height), ``key`` that identifies its content.
 
-    ``folder`` is the clip folder of ``sa preprocess``, None for the reference implementation's layout.
+    ``folder`` is the clip folder of ``sa preprocess``, None for the reference implementation's layout, whose ``key``
+    identifies the frames and ``annotations_key`` their skeletons and masks: caches depend on the frames alone.
     """
 
     name: str
@@ -33,6 +34,7 @@ class TrainingClip:
     frames: int
     size: tuple[int, int]
     key: str
+    annotations_key: str = ""
     folder: ClipFolder | None = None
 
     @property

@@ -81,7 +81,7 @@ def _train(
         config = replace(config, data=replace(config.data, cache=kinds_to_read(config, dataset, model)))
         _warn_of_clean_references(config, reporter)
     digest = _digest(dataset)
-    resume.check_dataset(run_folder, digest)
+    resume.check_dataset(run_folder, digest, _digest(dataset, annotations=False))
     held_out = _open_held_out(config, model, reporter)
     trains_faces = config.ablation.face == "on"
     detects = "face" in model.files and any(clip.folder is None for clip in dataset.clips)
@@ -224,7 +224,9 @@ def _warn_of_stages(stages: Sequence[StageConfig], dataset: Dataset, reporter: R
         reporter.warning(warning)
 
 
-def _digest(dataset: Dataset) -> str:
-    """sha256 of the names, order and content of the clips."""
-    rows = "\n".join(f"{clip.name}\0{clip.key}\0{clip.frames}" for clip in dataset.clips)
-    return hashlib.sha256(rows.encode()).hexdigest()
+def _digest(dataset: Dataset, *, annotations: bool = True) -> str:
+    """sha256 of the names, order and content of the clips, without ``annotations`` as earlier versions computed it."""
+    rows = [f"{clip.name}\0{clip.key}\0{clip.frames}" for clip in dataset.clips]
+    if annotations:
+        rows += [clip.annotations_key for clip in dataset.clips if clip.annotations_key]
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()

@@ -32,20 +32,26 @@ def open_reference_clip(path: Path) -> TrainingClip:
     images = _by_number(path / IMAGES)
     if not images:
         raise BadInput(path / IMAGES, "no images", "one frame_N.png per frame", hint=_LAYOUT)
-    missing = sorted(set(images) - set(_by_number(path / POSES)))
+    poses, masks = _by_number(path / POSES), _by_number(path / MASKS)
+    missing = sorted(set(images) - set(poses))
     if missing:
         problem = f"no skeleton for {len(missing)} of {len(images)} frames (first: {missing[0]})"
         raise BadInput(path / POSES, problem, "a frame_N.png for every frame", hint=_LAYOUT)
     files = image_files(path / IMAGES)
-    digest = hashlib.sha256()
-    for file in files:  # names and sizes: hashing the content at every start would take too long
+    # names and sizes: hashing the content at every start would take too long
+    digest, annotations = hashlib.sha256(), hashlib.sha256()
+    for file in files:
         digest.update(os.fsencode(f"{file.name} {file.stat().st_size}\n"))
+    for folder, found in ((POSES, poses), (MASKS, masks)):
+        for number in sorted(images.keys() & found.keys()):  # others are not read
+            annotations.update(f"{folder} {number} {found[number].stat().st_size}\n".encode())
     return TrainingClip(
         name=f"{path.parent.name}/{path.name}",
         path=path,
         frames=len(files),
         size=image_size_of(files[0]),
         key=digest.hexdigest(),
+        annotations_key=annotations.hexdigest(),
     )
 
 

@@ -166,10 +166,10 @@ def check_new(run: Path) -> None:
             raise BadInput.because(run / name, problem, hint="choose another -o, or move it away")
 
 
-def check_dataset(run: Path, digest: str) -> None:
-    """Raise ``BadInput`` if the clips of a resumed run changed."""
+def check_dataset(run: Path, *digests: str) -> None:
+    """Raise ``BadInput`` if the clips of a resumed run changed: none of the ``digests`` is recorded."""
     known = (last_progress(run) or {}).get("dataset")
-    if known is not None and known != digest:
+    if known is not None and known not in digests:
         hint = f"restore the dataset, or start a new run from {run / checkpoint.LINK} with --model"
         raise BadInput(run, "other clips in the dataset than it was trained with", "the same clips", hint=hint)
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stableanimator_cli.errors import BadInput, ConfigError, OutOfMemory
+from stableanimator_cli.media import write_image
 from stableanimator_cli.train import run
 from stableanimator_cli.train.metrics_log import read_metrics
+from stableanimator_cli.train.reference_layout import open_reference_clip
+from tests.train.clip_folders import write_upstream
 
 
 def flags(data: Path, model: Path, out: Path, **more: Any) -> dict[str, Any]:
@@ -102,6 +108,37 @@ def test_a_run_without_a_checkpoint_is_no_model_to_start_from(data, tiny_model, 
     with pytest.raises(ConfigError, match=r"memory\.micro_batch: was not set, now 1") as refused:
         run.run(flags={"micro_batch": 1}, resumed=out)
     assert f"delete {out}, which has no checkpoint" in str(refused.value.hint)
+
+
+def test_skeletons_and_masks_of_images_are_the_same_when_a_run_resumes(tiny_model, tmp_path):
+    clip, out = write_upstream(tmp_path / "data/rec/00001", 4), tmp_path / "run"
+    run.run(flags=flags(tmp_path / "data", tiny_model, out, batch=1, face="off", train="adapters"))
+    for folder in ("poses", "faces"):
+        changed = clip / folder / "frame_1.png"
+        before = changed.read_bytes()
+        changed.write_bytes(before + b"more")  # of another size
+        with pytest.raises(BadInput, match="other clips in the dataset"):
+            run.run(flags={"steps": 2}, resumed=out)
+        changed.write_bytes(before)
+    (clip / "faces/frame_2.png").rename(tmp_path / "mask.png")
+    with pytest.raises(BadInput, match="other clips in the dataset"):
+        run.run(flags={"steps": 2}, resumed=out)
+    (tmp_path / "mask.png").rename(clip / "faces/frame_2.png")
+    write_image(clip / "poses/frame_9.png", np.zeros((64, 64, 3), np.uint8))  # of no frame: it is not read
+    run.run(flags={"steps": 2}, resumed=out)
+    assert len(read_metrics(out)) == 2
+
+
+def test_a_run_of_images_that_an_earlier_version_wrote_resumes(tiny_model, tmp_path):
+    """Its digest does not cover skeletons and masks."""
+    clip, out = write_upstream(tmp_path / "data/rec/00001", 4), tmp_path / "run"
+    run.run(flags=flags(tmp_path / "data", tiny_model, out, batch=1, face="off", train="adapters"))
+    row = f"rec/00001\0{open_reference_clip(clip).key}\0004"
+    progress = out / "checkpoints/step-1/state/progress.json"
+    table = json.loads(progress.read_text()) | {"dataset": hashlib.sha256(row.encode()).hexdigest()}
+    progress.write_text(json.dumps(table))
+    run.run(flags={"steps": 2}, resumed=out)
+    assert len(read_metrics(out)) == 2
 
 
 _SCORES = {"csim": None, "keypoint_error": None, "score": 0.0, "absent": False}

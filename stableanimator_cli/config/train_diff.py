@@ -22,7 +22,7 @@ ALLOWED_ON_RESUME = (
     "memory.sharding",
 )
 """Settings that may change on resume: they do not affect the result. Of ``dataset``, the place may: a digest of its
-clips is compared."""
+clips is compared. ``train.resume`` allows another place of ``model`` if digests of its networks are recorded."""
 EARLIER_DATA = {"people": 1}
 """Values of options of ``data`` in runs before these options existed."""
 

@@ -82,10 +82,11 @@ def digests(model: ModelFolder, scratch: Collection[str]) -> dict[str, str]:
     return weight_digests(model, sorted(read & model.files.keys()))
 
 
-def prepare(name: str, model: ModelFolder, run: Path) -> str:
+def prepare(name: str, model: ModelFolder, run: Path, *, same: bool = False) -> str:
     """Return the name by which ``run/checkpoints/NAME/model.toml`` needs the base model; write ``run/base`` if needed.
 
-    ``model`` was opened by ``name``. Raises ``BadInput`` if ``run/base`` links to another model.
+    ``model`` was opened by ``name``. Raises ``BadInput`` if ``run/base`` links to another model; with ``same``, which
+    asserts that the networks are the same, links to its earlier place are replaced.
     """
     if name in catalogue.names():
         return model.name
@@ -94,6 +95,8 @@ def prepare(name: str, model: ModelFolder, run: Path) -> str:
         return _relative(model.path, checkpoint)
     if not (run / FOLDER / FILE_NAME).is_file():
         _write(model, run / FOLDER)
+    elif same:
+        _relink(model, run / FOLDER)
     elif _resolved_files(catalogue.open_model(str(run / FOLDER), [])) != _resolved_files(model):
         raise BadInput.because(run / FOLDER, f"it does not link to the model {name}", hint="move it away")
     return _relative(run / FOLDER, checkpoint)
@@ -183,7 +186,20 @@ def _write(model: ModelFolder, folder: Path) -> None:
 def _link_file(model: ModelFolder, role: str, folder: Path) -> str | None:
     if role not in model.files:
         return None
-    source = model.files[role].resolve()
-    name = role if source.is_dir() else f"{role}{source.suffix}"
+    source, name = model.files[role].resolve(), _link_name(model, role)
     (folder / name).symlink_to(source, target_is_directory=source.is_dir())
     return name
+
+
+def _link_name(model: ModelFolder, role: str) -> str:
+    source = model.files[role].resolve()
+    return role if source.is_dir() else f"{role}{source.suffix}"
+
+
+def _relink(model: ModelFolder, folder: Path) -> None:
+    """Let the links of ``folder``, which ``_write`` wrote, lead to the files of ``model``."""
+    for role, source in model.files.items():
+        link = folder / _link_name(model, role)
+        if link.is_symlink() and link.resolve() != source.resolve():
+            with atomic_write(link) as temp, translate_os_errors(link):
+                temp.symlink_to(source.resolve(), target_is_directory=source.is_dir())

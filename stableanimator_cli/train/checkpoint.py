@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from stableanimator_cli.catalogue import schema
 from stableanimator_cli.catalogue.schema import FILE_NAME
+from stableanimator_cli.config.schema import toml_literal
 from stableanimator_cli.errors import BadInput, SaError
-from stableanimator_cli.files import atomic_write, temporary_path, write_refused
+from stableanimator_cli.files import atomic_write, temporary_path, translate_os_errors, write_refused
 from stableanimator_cli.readers import read_json, read_json_lines
 from stableanimator_cli.readers_fields import Fields, shown
 from stableanimator_cli.train import leftovers, ranking
@@ -98,9 +100,22 @@ def _is_our_link(link: Path) -> bool:
 def remove_partial(run: Path) -> None:
     """Remove temporary files of a killed run."""
     leftovers.remove_from_run(run)
+    for _, folder in list_checkpoints(run):
+        leftovers.remove_from_checkpoint(folder)
     for path in (run / FOLDER).glob(".step-*.part"):
         if _TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def set_base(run: Path, needs: str) -> None:
+    """Let the checkpoints need the base model ``needs``, which may have moved since they were written."""
+    for _, folder in list_checkpoints(run):
+        if schema.read(folder).needs != (needs,) and _is_checkpoint(folder):
+            card = folder / FILE_NAME
+            text = card.read_text(encoding="utf-8")
+            text = re.sub(r"(?m)^needs = .*$", lambda _: f"needs = {toml_literal([needs])}", text, count=1)
+            with atomic_write(card) as temp, translate_os_errors(card):
+                temp.write_text(text, encoding="utf-8")
 
 
 def save(

@@ -15,5 +15,9 @@ def remove_from_run(run: Path) -> None:
         remove_temporary_files(folder, _RUN, folders=True)
 
 
+def remove_from_checkpoint(folder: Path) -> None:
+    remove_temporary_files(folder, r"model\.toml")
+
+
 def remove_from_clip(clip: Path) -> None:
     remove_temporary_files(clip, _CLIP, folders=True)

@@ -44,6 +44,8 @@ def plan(config: TrainConfig, model: ModelFolder, *, fresh: bool, reporter: Repo
     ranks = distributed.world_size()
     if fresh:
         config = _with_dtype(config)
+    else:
+        resume.check_base(config.output, base_model.digests(model, config.from_scratch or ()))
     config, dataset = _open_dataset(config, model, fresh, reporter)
     return TrainPlan.of(fit_to_limit(config, model, ranks=ranks) if fresh else config, model, dataset, ranks=ranks)
 
@@ -87,10 +89,8 @@ def _train(
     detects = "face" in model.files and any(clip.folder is None for clip in dataset.clips)
     if trains_faces and not detects:  # what the clips lack stays missing: refuse before anything is written
         check_faces(dataset, model, reporter)
-    needs = base_model.prepare(name, model, run_folder) if main else ""
     base = base_model.digests(model, config.from_scratch or ()) if main else {}
-    if main:
-        _begin_folder(config, base)
+    needs = _begin_folder(config, name, model, base) if main else ""
     shard = (accelerator.process_index, accelerator.num_processes)
     make_caches(requested, dataset, model, device, shard, reporter)
     accelerator.wait_for_everyone()
@@ -142,12 +142,19 @@ def _warn_of_clean_references(config: TrainConfig, reporter: Reporter) -> None:
         )
 
 
-def _begin_folder(config: TrainConfig, base: Mapping[str, str]) -> None:
-    """Check that the run's folder belongs to this training, clear what a killed run left, and write its config."""
-    resume.check_base(config.output, base)
+def _begin_folder(config: TrainConfig, name: str, model: ModelFolder, base: Mapping[str, str]) -> str:
+    """Check that the run's folder belongs to this training, clear what a killed run left, and write its config.
+
+    ``model`` was opened by ``name``, ``base`` are its digests. Returns the name by which checkpoints need it.
+    """
+    same = resume.check_base(config.output, base)
     checkpoint.check_replaceable(config.output)
+    needs = base_model.prepare(name, model, config.output, same=same)
     checkpoint.remove_partial(config.output)
+    if same:
+        checkpoint.set_base(config.output, needs)
     resume.write_config(config, config.output)
+    return needs
 
 
 def _open_held_out(config: TrainConfig, model: ModelFolder, reporter: Reporter) -> Dataset | None:

@@ -65,8 +65,11 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
     trained = with_current_names(stored if progress is None else progress.get("config") or stored)
     if isinstance(trained.get("model"), str):  # older versions stored the path as it was given
         trained = {**trained, "model": _full_model_path(trained["model"])}
+    tables = tables_of(config)
+    if progress is not None and progress.get("base"):  # the base model may have moved: its digests are compared
+        trained = {**trained, "model": tables.get("model")}
     check_length(config, reporter)
-    changed = diff(_without_length(trained), _without_length(tables_of(config)))
+    changed = diff(_without_length(trained), _without_length(tables))
     if changed:
         hint = f"resume without the change, or start a new run from {run / checkpoint.LINK} with --model"
         if progress is None:
@@ -174,11 +177,16 @@ def check_dataset(run: Path, *digests: str) -> None:
         raise BadInput(run, "other clips in the dataset than it was trained with", "the same clips", hint=hint)
 
 
-def check_base(run: Path, digests: Mapping[str, str]) -> None:
-    """Raise ``BadInput`` if networks of the base model of a resumed run changed. ``digests`` by role."""
+def check_base(run: Path, digests: Mapping[str, str]) -> bool:
+    """Raise ``BadInput`` if networks of the base model of a resumed run changed. ``digests`` by role.
+
+    Returns whether there is a record of them: a new run has none.
+    """
     known = (last_progress(run) or {}).get("base") or {}
-    changed = sorted(role for role, value in known.items() if digests.get(role) != value)
+    roles = known.keys() | digests.keys() if known else ()
+    changed = sorted(role for role in roles if digests.get(role) != known.get(role))
     if changed:
         hint = f"restore the model, or start a new run from {run / checkpoint.LINK} with --model"
         found = f"another {', '.join(changed)} in the model than it was trained with"
         raise BadInput(run, found, "the same weights", hint=hint)
+    return bool(known)

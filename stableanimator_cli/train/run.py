@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stableanimator_cli.train.plan import TrainPlan
 
 _MOVED = "if it was moved, name its new place beside --resume"
+_MOVED_MODEL = "if it was moved, name its new place beside --resume: --model FOLDER"
 _DEFAULT_SIZE = (512, 512)  # if the model has no size of its own
 
 
@@ -77,6 +78,8 @@ def _run(
     if first:
         check_paths(inputs, None if fresh else _MOVED)
     name = config.model or catalogue.default_model(NETWORKS)
+    if not fresh and flags.get("model") is None and Path(name).is_absolute() and not Path(name).is_dir():
+        raise ModelMissing(f"{name}: no such model folder", hint=_MOVED_MODEL)
     model = base_model.open_base(name, config.from_scratch or (), config.backbone)
     if fresh:
         config = _with_model_defaults(config, model, flags, config_file)

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
-from stableanimator_cli.errors import BadInput, ConfigError, OutOfMemory
+from stableanimator_cli import catalogue
+from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, OutOfMemory
 from stableanimator_cli.media import write_image
+from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import run
 from stableanimator_cli.train.metrics_log import read_metrics
 from stableanimator_cli.train.reference_layout import open_reference_clip
@@ -46,6 +49,60 @@ def test_the_model_may_be_named_by_a_relative_path_again(data, tiny_model, tmp_p
     run.run(flags=flags(data, model, out))
     run.run(flags={"steps": 2, "model": str(model)}, resumed=out)
     assert len(read_metrics(out)) == 2
+
+
+def moved(model: Path, place: Path) -> Path:
+    place.parent.mkdir()
+    return model.rename(place)
+
+
+@pytest.mark.parametrize("layout", ["tiny_model", "upstream_model"])
+def test_a_base_model_that_was_moved_is_named_beside_resume(data, tmp_path, request, layout):
+    model, out = Path(shutil.copytree(request.getfixturevalue(layout), tmp_path / "model")), tmp_path / "run"
+    clips = write_upstream(tmp_path / "data/rec/00001", 4)  # of no channel order
+    run.run(flags=flags(clips, model, out, batch=1, face="off", train="adapters"))
+    place = moved(model, tmp_path / "elsewhere/m")
+    with pytest.raises(ModelMissing, match="model: no such model folder") as caught:
+        run.run(flags={"steps": 2}, resumed=out)
+    assert caught.value.hint == "if it was moved, name its new place beside --resume: --model FOLDER"
+    run.run(flags={"steps": 2, "model": str(place)}, resumed=out)
+    run.run(flags={"steps": 3}, resumed=out)  # the new place is that of the run
+    assert [row["step"] for row in read_metrics(out)] == [1, 2, 3]
+    for step in (1, 2, 3):  # the earlier checkpoints are model folders again
+        found = catalogue.open_model(out / f"checkpoints/step-{step}", NETWORKS)
+        assert found.files["vae"].resolve().is_relative_to(place)
+
+
+def test_a_moved_run_and_a_copied_base_model_are_the_same_training(data, tiny_model, tmp_path):
+    out, copied = tmp_path / "run", Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+    run.run(flags=flags(data, tiny_model, out))
+    out = moved(out, tmp_path / "elsewhere/run")
+    run.run(flags={"steps": 2, "model": str(copied)}, resumed=out)
+    found = catalogue.open_model(out / "checkpoints/step-1", NETWORKS)
+    assert found.files["vae"].resolve() == copied / "vae.safetensors"
+
+
+@pytest.mark.parametrize("plan", [False, True])
+def test_another_base_model_is_refused_on_resume(data, tiny_model, tmp_path, plan):
+    out, other = tmp_path / "run", Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    run.run(flags=flags(data, tiny_model, out))
+    weights = load_file(other / "vae.safetensors")
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, other / "vae.safetensors")
+    before = (out / "config.toml").read_bytes(), (out / "model/model.toml").read_bytes()
+    with pytest.raises(BadInput, match="another vae in the model than it was trained with"):
+        run.run(flags={"steps": 2, "model": str(other)}, resumed=out, plan_only=plan)
+    assert before == ((out / "config.toml").read_bytes(), (out / "model/model.toml").read_bytes())
+
+
+def test_a_run_without_a_record_of_its_base_model_has_one_place(data, tiny_model, tmp_path):
+    """Earlier versions recorded no digests."""
+    out, copied = tmp_path / "run", Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+    run.run(flags=flags(data, tiny_model, out))
+    progress = out / "checkpoints/step-1/state/progress.json"
+    progress.write_text(json.dumps({k: v for k, v in json.loads(progress.read_text()).items() if k != "base"}))
+    with pytest.raises(ConfigError, match=r"model: was .*tiny.*, now .*copy"):
+        run.run(flags={"steps": 2, "model": str(copied)}, resumed=out)
+    run.run(flags={"steps": 2}, resumed=out)
 
 
 STAGES = """

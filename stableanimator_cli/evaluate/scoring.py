@@ -213,7 +213,7 @@ class Scorer:
         if frames:
             means |= self.networks.end()
         if scores.identical == frames:
-            means["psnr"].add(math.inf)
+            means["psnr"] = RunningMean(total=math.inf, count=frames)
         elif scores.identical:
             scores.notes.append(
                 f"{scores.identical} of {frames} frames equal the ground truth's: psnr is the mean of the others"

@@ -298,6 +298,25 @@ def test_an_identical_frame_is_counted_and_left_out_of_psnr(tmp_path: Path) -> N
     assert video.counts["psnr_disco"] == 4
 
 
+def test_frames_of_an_identical_video_are_all_counted(tmp_path: Path) -> None:
+    """Its PSNR is infinite, of as many frames as the other metrics; beside other videos it is left out with them."""
+    truth = write(tmp_path / "truth/a.mp4", drawn(0, frames=4))
+    alone = _scored(truth, truth, tmp_path / "alone")
+    written = json.loads((tmp_path / "alone/scores.json").read_text())
+    for name in ("psnr", "ssim"):
+        assert (alone.rows[name].count, alone.videos[0].counts[name]) == (4, 4)
+        assert (written["metrics"][name]["count"], written["videos"][0]["counts"][name]) == (4, 4)
+    (row,) = (row for row in alone.table()[1] if row[0] == "psnr")
+    assert row[1:3] == ["PSNR ↑", "inf"]
+    assert row[-2:] == ["1", "4"]
+    other = write(tmp_path / "truth/b.mp4", drawn(1, frames=3))
+    changed(other, tmp_path / "made/b.mp4", noisy(6))
+    shutil.copy(truth, tmp_path / "made/a.mp4")
+    both = _scored(tmp_path / "made", tmp_path / "truth", tmp_path / "both").rows
+    assert (both["psnr"].count, both["psnr"].videos, both["ssim"].count) == (3, 1, 7)
+    assert both["psnr"].about == {"identical_frames": 4, "identical_videos": 1}
+
+
 def test_csim_is_not_asked_of_frames_whose_truth_shows_no_face(
     sides: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,7 +95,7 @@ class Frontier:
         self, animator: Animator, model: ModelFolder, work: Path, tick: Callable[[], object], plan: DevicePlan
     ) -> None:
         self._animator, self._model, self._tick = animator, model, tick
-        header = {"model": model.name, "files": short_digests(model, NETWORKS), "version": __version__}
+        header = {"model": model.name, "weights": short_digests(model, NETWORKS), "version": __version__}
         header |= {"card": dict(model.defaults), "device": plan.device.type, "dtype": str(plan.dtype)}
         self._file = ResumableRows(work / "rows.jsonl", header)
         self._rows = {(row["setting"], row["case"]): row for row in self._file.rows}

@@ -15,6 +15,8 @@ from stableanimator_cli.readers import read_json_lines
 from stableanimator_cli.records import ModelFolder
 
 Row = dict[str, Any]
+_FORMERLY = {"files": "weights"}
+"""Keys of headers by their earlier names."""
 
 
 class ResumableRows:
@@ -59,8 +61,9 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> list[Row]:
     what, hint = "rows as this measurement writes them", "name another folder"
     rows = [row for _, row in read_json_lines(path, what, nan=True, hint=hint)]
     header = json.loads(json.dumps(header))  # as it is stored: tuples are lists
-    if rows and rows[0] != header:
-        stored = rows[0] if isinstance(rows[0], dict) else {}
+    stored = rows[0] if rows and isinstance(rows[0], dict) else {}
+    stored = {_FORMERLY.get(name, name): value for name, value in stored.items()}
+    if rows and stored != header:
         changed = ", ".join(name for name in header if stored.get(name) != header[name])
         raise BadInput(path, f"rows of other settings ({changed})", "the same", hint=hint)
     return rows[1:]

@@ -152,9 +152,9 @@ def test_rows_of_other_weights_are_refused(drawn: tuple[Frontier, Drawn], tmp_pa
     drawn[0].rows(OWN, [case(0)])
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     header = json.loads(lines[0])
-    header["files"]["unet"], header["dtype"] = "0" * 12, "torch.float16"
+    header["weights"]["unet"], header["dtype"] = "0" * 12, "torch.float16"
     (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(header), *lines[1:]]) + "\n")
-    with pytest.raises(BadInput, match=r"rows of other settings \(files, dtype\)"):
+    with pytest.raises(BadInput, match=r"rows of other settings \(weights, dtype\)"):
         Frontier(drawn[1], catalogue.open_model("puppet"), tmp_path, lambda: None, PLAN)  # type: ignore[arg-type]
 
 

@@ -99,7 +99,7 @@ class ApproximationRun:
         """The settings that determine a row."""
         weights = short_digests(model, (*NETWORKS, "face", "judge"))
         settings = {"steps": self.steps, "seed": self.seed, "settings": [s.name for s in self.settings()]}
-        return {**settings, "card": dict(model.defaults), "files": weights}
+        return {**settings, "card": dict(model.defaults), "weights": weights}
 
 
 Clip = dict[str, dict[str, Any]]  # by setting: ``FIGURES``, ``near``, ``unet`` and ``shallow`` calls

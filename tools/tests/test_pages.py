@@ -21,6 +21,9 @@ from tools.bench.refinement_figures import Plan
 from tools.command import report_error
 
 HEADER = {"frames": 2, "seed": 0}
+HEADERS = [
+    ApproximationRun().header, BlendingRun().header, Plan(model="puppet", size=(64, 64), frames=2, steps=2).header,
+]  # fmt: skip
 
 
 def written(path: Path, *lines: str) -> Path:
@@ -46,16 +49,28 @@ def test_a_header_with_tuples_is_that_of_its_file(tmp_path: Path):
     assert ResumableRows(tmp_path / "a.jsonl", header).rows == [{"a": 1}]
 
 
+def test_a_header_with_an_earlier_name_of_a_key_is_that_of_its_file(tmp_path: Path):
+    file = written(tmp_path / "a.jsonl", '{"files": {"unet": "00ff"}, "seed": 1}\n', '{"a": 1}\n')
+    assert read_rows(file, {"weights": {"unet": "00ff"}, "seed": 1}) == [{"a": 1}]
+    with pytest.raises(BadInput, match=r"rows of other settings \(weights\)"):
+        read_rows(file, {"weights": {"unet": "ff00"}, "seed": 1})
+
+
+def test_all_measurements_name_the_networks_alike():
+    """Approximations and the frontier called them ``files``."""
+    model = open_model("puppet")
+    for header in HEADERS:
+        assert header(model)["weights"]["unet"]
+        assert "files" not in header(model)
+
+
 @pytest.mark.parametrize("lines", [("[1]\n",), ('{"frames": 4, "seed": 0}\n', '{"a": 1}\n')])
 def test_other_settings_are_refused_by_name(tmp_path: Path, lines: tuple[str, ...]):
     with pytest.raises(BadInput, match=r"rows of other settings \(frames"):
         read_rows(written(tmp_path / "a.jsonl", *lines), HEADER)
 
 
-@pytest.mark.parametrize(
-    "header",
-    [ApproximationRun().header, BlendingRun().header, Plan(model="puppet", size=(64, 64), frames=2, steps=2).header],
-)
+@pytest.mark.parametrize("header", HEADERS)
 def test_rows_of_another_card_are_refused(tmp_path: Path, header: Callable[[ModelFolder], dict[str, Any]]):
     """Their renderings have the card's guidance, windows and noise."""
     model = open_model("puppet")

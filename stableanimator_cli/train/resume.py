@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.catalogue.schema import Entry
 from stableanimator_cli.config.schema import read_toml, resolve, to_toml
 from stableanimator_cli.config.train import StageConfig, TrainConfig, preset_tables
 from stableanimator_cli.config.train_diff import diff, with_current_names
@@ -96,8 +97,15 @@ def with_full_paths(config: TrainConfig) -> TrainConfig:
 
 
 def _full_model_path(name: str) -> str:
-    """The path of a model folder from any working folder; a name of the catalogue as it is."""
-    return name if name in catalogue.names() else str(catalogue.expanded(name).resolve())
+    """The path of a model folder from any working folder; a name of the catalogue as it is.
+
+    The name of a model of the hub becomes the folder in the hub's cache, whose weights never change.
+    """
+    if name in catalogue.names():
+        return name
+    folder = catalogue.expanded(name)
+    found = None if folder.is_dir() else catalogue.of_hub(name)
+    return found.name if isinstance(found, Entry) else str((found or folder).resolve())
 
 
 def check_length(config: TrainConfig, reporter: Reporter, flag: str = "--steps") -> None:

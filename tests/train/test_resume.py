@@ -13,10 +13,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.config.schema import resolve
+from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, OutOfMemory
 from stableanimator_cli.media import write_image
 from stableanimator_cli.records import NETWORKS
-from stableanimator_cli.train import run
+from stableanimator_cli.train import resume, run
 from stableanimator_cli.train.metrics_log import read_metrics
 from stableanimator_cli.train.reference_layout import open_reference_clip
 from tests.train.clip_folders import write_upstream
@@ -103,6 +105,31 @@ def test_a_run_without_a_record_of_its_base_model_has_one_place(data, tiny_model
     with pytest.raises(ConfigError, match=r"model: was .*tiny.*, now .*copy"):
         run.run(flags={"steps": 2, "model": str(copied)}, resumed=out)
     run.run(flags={"steps": 2}, resumed=out)
+
+
+def test_a_run_from_a_model_of_the_hub_resumes(data, tiny_model, tmp_path, monkeypatch):
+    """Its name there was taken for a folder beside the run."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    folder, out = tmp_path / "hf/hub/models--somebody--tiny", tmp_path / "run"
+    shutil.copytree(tiny_model, folder / "snapshots/feed")
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("feed")
+    run.run(flags=flags(data, Path("somebody/tiny"), out))
+    run.run(flags={"steps": 2}, resumed=out)
+    run.run(flags={"steps": 3, "model": "somebody/tiny"}, resumed=out)
+    assert len(read_metrics(out)) == 3
+
+
+def test_an_entry_of_the_catalogue_has_its_name_at_the_hub_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert resume.with_full_paths(config_of("FrancisRing/StableAnimator")).model == "stableanimator"
+    assert resume.with_full_paths(config_of("puppet")).model == "puppet"
+
+
+def config_of(model: str) -> TrainConfig:
+    return resolve(TrainConfig, {"dataset": ["clips"], "output": "RUN", "model": model})
 
 
 STAGES = """

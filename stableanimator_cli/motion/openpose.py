@@ -88,7 +88,7 @@ def load_openpose(path: Path | str, *, size: tuple[int, int] | None = None) -> O
     for index, (frame, slots_of_frame) in enumerate(zip(frames, slots, strict=True)):
         for person, slot in zip(frame.people, slots_of_frame, strict=True):
             keypoints[index, slot] = person.points
-            present[index, slot] = True
+            present[index, slot] = (person.points[:, 2] > 0).any()  # tools pad absent people with zeros
 
     canvas = _canvas(frames)
     seen = keypoints[keypoints[..., 2] > 0]

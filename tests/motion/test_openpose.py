@@ -145,6 +145,13 @@ def test_empty_frames_are_frames(tmp_path: Path):
         load_openpose(tmp_path / "f.json")
 
 
+def test_a_person_whose_points_are_all_zeros_is_absent_in_that_frame(tmp_path: Path):
+    shown, padding = {"pose_keypoints_2d": triples(25)}, {"pose_keypoints_2d": [0] * 75}
+    frames = [{"people": people} for people in ([padding, shown], [shown, padding], [padding, {}])]
+    motion = load_openpose(write(tmp_path / "f.json", frames), size=(640, 480)).motion
+    assert motion.present.tolist() == [[False, True], [True, False], [False, False]]
+
+
 GOOD = {"people": [{"pose_keypoints_2d": triples(25)}]}
 
 

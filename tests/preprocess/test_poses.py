@@ -101,6 +101,14 @@ def test_sound_goes_along(preprocess, tmp_path):
     assert open_clip(tmp_path / "poses.mp4").audio
 
 
+def test_the_report_of_poses_is_the_same_with_and_without_clips(preprocess, tmp_path):
+    video = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(20, missing=(7,)), fps=NTSC)
+    alone = preprocess(video, poses=tmp_path / "poses.mp4").to_json()["poses"]
+    for _ in range(2):  # the second time the clip is found finished
+        assert preprocess(video, poses=tmp_path / "poses.mp4", output=tmp_path / "clips").to_json()["poses"] == alone
+    assert alone["repairs"]["frames"] == 1
+
+
 def test_sound_that_cannot_be_decoded_is_reported(preprocess, tmp_path):
     video = make_video(tmp_path / "a.mkv", [drawn.frame(box) for box in drawn.walk(3)], sound=beep(0.3, 0))
     video.write_bytes(video.read_bytes().replace(b"A_AAC", b"A_AC9"))

@@ -173,21 +173,27 @@ def _times(path: Path, pairs: np.ndarray) -> tuple[Fraction, ...]:
         if denominator < 1:
             raise BadInput(path, f"the time {numerator}/{denominator}", "a fraction of seconds", frame=frame)
         times.append(Fraction(numerator, denominator))
-    check_times(path, times)
+    hint = f"write it again with other times, or without them for {UNTIMED_FPS} frames per second"
+    check_times(path, times, hint=hint)
     return tuple(times)
 
 
-def check_times(path: Path, times: Sequence[Fraction]) -> None:
-    """Raise ``BadInput`` with ``path`` and the frame for times in seconds that no motion file can hold."""
+def check_times(path: Path, times: Sequence[Fraction], *, hint: str | None = None) -> None:
+    """Raise ``BadInput`` with ``path`` and the frame for times in seconds that no motion file can hold.
+
+    Containers repeat single times, so equal ones are refused only if all are. Without a ``hint``, it is about a video.
+    """
+    constant = len(times) > 1 and len(set(times)) == 1
     for frame, time in enumerate(times):
         step = time - times[max(0, frame - 1)]
-        if abs(time) > _LONGEST or not 0 <= step <= _LONGEST_FRAME:
+        if abs(time) > _LONGEST or not 0 <= step <= _LONGEST_FRAME or (constant and frame > 0):
+            remedy = "cut the pause out of the video" if step > 0 else "encode the video again at a constant rate"
             raise BadInput(
                 path,
                 f"the time {float(time):g} s, {float(step):g} s after the frame before",
                 f"times that rise, by at most {_LONGEST_FRAME} s from frame to frame",
                 frame=frame,
-                hint=f"cut the pause out of the video, or use the frames 0:{frame}",
+                hint=hint or f"{remedy}, or use the frames 0:{frame}",
             )
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,8 @@ def stored(path: Path) -> dict[str, np.ndarray]:
         ({"present": np.ones((3, 2))}, "present.* of float64"),
         ({"times": np.zeros((2, 2), np.int64)}, r"times\[2, 2\]"),
         ({"times": np.zeros((3, 2), np.int64)}, "poses.npz, frame 0: found the time 0/0"),
+        ({"times": np.array([[1, 8]] * 3)}, r"npz, frame 1: found the time 0.125 s, 0 s after .* times that rise"),
+        ({"times": np.array([[2, 8], [1, 8], [0, 8]])}, r"frame 1: found the time 0.125 s, -0.125 s after the frame"),
         ({"size": np.array([0, 5])}, "size 0x5"),
         ({"keypoints": np.full((3, 2, 134, 3), np.nan, np.float32)}, "poses.npz, frame 0: .*not finite"),
     ],
@@ -57,6 +61,19 @@ def test_a_file_that_is_not_right_says_so(tmp_path: Path, change, message):
     with pytest.raises(BadInput, match=message) as caught:
         load_motion(path)
     assert "\n" not in caught.value.message
+
+
+def test_a_file_may_repeat_single_times_and_its_errors_do_not_mention_a_video(tmp_path: Path):
+    path = save_motion(
+        tmp_path / "poses.npz",
+        dataclasses.replace(random_motion(), times=(Fraction(0), Fraction(1, 8), Fraction(1, 8))),
+    )
+    assert load_motion(path).times == (0, Fraction(1, 8), Fraction(1, 8))
+    for times in ((Fraction(0), Fraction(0), Fraction(0)), (Fraction(0), Fraction(1), Fraction(62))):
+        save_motion(path, dataclasses.replace(random_motion(), times=times))
+        with pytest.raises(BadInput, match="times that rise") as caught:
+            load_motion(path)
+        assert caught.value.hint == "write it again with other times, or without them for 30 frames per second"
 
 
 def test_damaged_missing_and_foreign_files(tmp_path: Path):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Literal, Protocol
 
 import torch
@@ -65,7 +64,7 @@ class FaceOptimizationSettings:
     ``steps`` is a half-open range of denoising steps. Adam's ``lr`` is constant, or lr (1 - step/steps) if ``linear``.
     ``anchor`` ``background`` fixes latents outside the boxes dilated by ``mask_dilation`` latents; ``crop`` always
     does. ``chunk`` latents along time are decoded together. A face whose cosine is ``target`` or more is not pulled
-    further, and latents without another one rest; a step ends when no face is below it.
+    further. Its latents rest, beside another face those of its dilated box; a step ends when no face is below it.
     """
 
     mode: Mode
@@ -151,43 +150,55 @@ class FaceOptimization:
         with self.decoder.with_recorded_stats(denoised, chunks) if crops else nullcontext():
             for _ in range(self.settings.iterations):
                 adam.zero_grad()
-                sums, reached = zip(*(self._backward(variable, chunk, faces) for chunk in chunks), strict=True)
+                sums, rests = zip(*(self._backward(variable, chunk, faces) for chunk in chunks), strict=True)
                 similarities.append(sum(sums) / faces)
                 if variable.grad is None:  # every face has reached the target
                     break
                 if mask is not None:
                     variable.grad.mul_(mask)  # Adam normalises gradients: only zeros do not move
-                resting = torch.tensor([*chain.from_iterable(reached)], dtype=torch.long, device=variable.device)
-                before = variable.detach().index_select(0, resting)
+                before = variable.detach().clone()
                 adam.step()
-                variable.detach().index_copy_(0, resting, before)  # Adam's momentum would pull them further
+                for chunk, resting in zip(chunks, rests, strict=True):  # Adam's momentum would pull them further
+                    rows = slice(chunk.start, chunk.stop)
+                    variable.detach()[rows].copy_(torch.where(resting, before[rows], variable.detach()[rows]))
         frames = self._count_frames(len(denoised))
         self.log.append(RefineLogEntry(step.index, similarities[0], similarities[-1], faces, frames))
         return variable.detach()
 
-    def _backward(self, variable: Tensor, chunk: range, faces: int) -> tuple[float, list[int]]:
-        """Add one chunk's part of the gradient; return the sum of its cosines, and its latents whose faces have all
-        reached the target."""
+    def _backward(self, variable: Tensor, chunk: range, faces: int) -> tuple[float, Tensor]:
+        """Add one chunk's part of the gradient; return the sum of its cosines, and where its latents rest, as
+        bool[t,1,h,w]."""
         similarities = self._similarities(variable, chunk)
-        losses, target, reached = (1 - similarities).abs(), self.settings.target, []
+        losses, target = (1 - similarities).abs(), self.settings.target
+        pulled = torch.ones_like(losses, dtype=torch.bool)
         if target is not None:
             pulled = similarities.detach() < target
             losses = losses[pulled]
-            reached = self._without(chunk, pulled.tolist())
         if len(losses):
             (losses.sum() / faces).backward()
-        return float(similarities.detach().sum()), reached
+        return float(similarities.detach().sum()), self._resting(variable, chunk, pulled.tolist())
 
-    def _without(self, chunk: range, pulled: Sequence[bool]) -> list[int]:
-        """The chunk's latents with faces of which none is ``pulled``: a bool per face, in the order of the cosines."""
-        shown = [frame for one in self.targets for frame in self.decoder.frames(chunk) if one.boxes[frame] is not None]
-        moving = {frame for frame, pull in zip(shown, pulled, strict=True) if pull}
-        latents = {index: self.decoder.frames(range(index, index + 1)) for index in chunk}
-        return [
-            index
-            for index, frames in latents.items()
-            if any(frame in shown for frame in frames) and moving.isdisjoint(frames)
-        ]
+    def _resting(self, latents: Tensor, chunk: range, pulled: Sequence[bool]) -> Tensor:
+        """Mask bool[t,1,h,w] of the chunk's latents that rest: all with faces of which none is ``pulled`` (a bool per
+        face, in the order of the cosines), and beside one that is, the surroundings of people of whom none is."""
+        mask = torch.zeros(len(chunk), 1, *latents.shape[-2:], dtype=torch.bool, device=latents.device)
+        if all(pulled):
+            return mask
+        frames, flags = self.decoder.frames(chunk), iter(pulled)
+        states = [{f: next(flags) for f in frames if one.boxes[f] is not None} for one in self.targets]
+        for row, index in enumerate(chunk):
+            moving: list[Box] = []
+            reached: list[Box] = []
+            for one, state in zip(self.targets, states, strict=True):
+                shown = [frame for frame in self.decoder.frames(range(index, index + 1)) if frame in state]
+                boxes = moving if any(state[frame] for frame in shown) else reached
+                boxes += [box for frame in shown if (box := one.boxes[frame]) is not None]
+            if reached and not moving:
+                mask[row] = True
+                continue
+            self._fill(mask[row], reached, self.settings.mask_dilation, True)
+            self._fill(mask[row], moving, 0, False)
+        return mask
 
     def _similarities(self, latents: Tensor, chunk: range) -> Tensor:
         """Cosine of every face of a chunk with its own target [faces]."""
@@ -236,14 +247,19 @@ class FaceOptimization:
     def _mask(self, latents: Tensor) -> Tensor:
         """Mask [t,1,h,w] of latents that may move: each frame's boxes, dilated by ``mask_dilation``."""
         mask = latents.new_zeros(len(latents), 1, *latents.shape[-2:])
-        scale, dilation = self.decoder.scale, self.settings.mask_dilation
         for index in range(len(latents)):
-            for box in (box for target in self.targets for box in self._boxes_in(target, range(index, index + 1))):
-                if box is not None:
-                    left, top = (max(0, side // scale - dilation) for side in box[:2])
-                    right, bottom = (side // scale + 1 + dilation for side in box[2:])
-                    mask[index, :, top:bottom, left:right] = 1
+            boxes = [box for target in self.targets for box in self._boxes_in(target, range(index, index + 1))]
+            self._fill(mask[index], boxes, self.settings.mask_dilation, 1)
         return mask
+
+    def _fill(self, mask: Tensor, boxes: Sequence[Box | None], dilation: int, value: int) -> None:
+        """Set ``mask`` [...,h,w] to ``value`` within boxes that are dilated by ``dilation`` latents."""
+        scale = self.decoder.scale
+        for box in boxes:
+            if box is not None:
+                left, top = (max(0, side // scale - dilation) for side in box[:2])
+                right, bottom = (side // scale + 1 + dilation for side in box[2:])
+                mask[..., top:bottom, left:right] = value
 
 
 def _merge_targets(known: Sequence[Target], found: Sequence[Target]) -> Sequence[Target]:

@@ -329,6 +329,22 @@ def test_a_face_that_has_reached_the_target_rests_while_others_are_pulled(mode, 
     assert not any(torch.equal(refined[other], after[other]) for other in range(FRAMES) if other != first)
 
 
+@pytest.mark.parametrize("mode", ["full", "crop"])
+def test_a_person_who_has_reached_the_target_rests_beside_another_one(mode):
+    """Adam divides gradients by their size, so that of another face moves everybody, and momentum does too."""
+    left, right = target(box=(0, 0, 15, 15)), replace(target(box=(40, 40, 63, 63)), vector=-target().vector)
+    settings = {"mode": mode, "mask_dilation": 1, "chunk": 3}
+    once = hook(left, right, iterations=1, **settings)
+    after = once(clean(), STEP)
+    similarities = once._similarities(after, range(FRAMES)).view(2, FRAMES)
+    goal = float(similarities[0].max()) - 1e-4
+    first = int(similarities[0].argmax())
+    assert similarities[1, first] < goal
+    refined = hook(left, right, iterations=6, target=goal, **settings)(clean(), STEP)
+    assert torch.equal(refined[first, :, :3, :3], after[first, :, :3, :3])  # the box and one latent around it
+    assert not torch.isclose(refined[first, :, 5:, 5:], after[first, :, 5:, 5:]).any()
+
+
 def test_a_person_above_the_target_does_not_hold_the_frame_of_another():
     pair = target(), replace(target(box=(40, 40, 63, 63)), vector=-target().vector)
     similarities = hook(*pair)._similarities(clean(), range(FRAMES)).view(2, FRAMES)

@@ -14,9 +14,10 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.animate.run import validate
 from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.clip_folder import digest
-from stableanimator_cli.config.animate import AnimateConfig, record_beside
+from stableanimator_cli.config.animate import AnimateConfig, DeviceConfig, record_beside
+from stableanimator_cli.config.parse import check_device
 from stableanimator_cli.config.schema import from_mapping
-from stableanimator_cli.errors import BadInput, CheckFailed
+from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError
 from stableanimator_cli.files import check_apart, locked_output, require_file, sha256_of
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.progress import NullReporter, Reporter
@@ -88,13 +89,20 @@ class Replay:
 
 
 def replay(
-    video: Path, *, output: Path | None = None, restart: bool = False, reporter: Reporter | None = None
+    video: Path,
+    *,
+    output: Path | None = None,
+    device: str | None = None,
+    restart: bool = False,
+    reporter: Reporter | None = None,
 ) -> Replay:
     """Repeat the run recorded in ``OUT.json`` beside ``video``, into ``output`` (default ``OUT.replay.mp4``).
 
-    Resumes an interrupted replay, unless ``restart``; one of another record is refused without it.
+    ``device`` replaces that of the record. Resumes an interrupted replay, unless ``restart``; one of another record is
+    refused without it.
     Raises ``CheckFailed`` before rendering if inputs or weights differ from the record, ``BadInput`` if there is no
-    record. A different device or different versions are reported; the result shows whether they matter.
+    record, ``ConfigError`` if this machine lacks its device. A different device or different versions are reported; the
+    result shows whether they matter.
     """
     reporter = reporter or NullReporter()
     if video.suffix.lower() == ".json":
@@ -105,6 +113,7 @@ def replay(
     config = from_mapping(AnimateConfig, record["config"], f"{file}: config")
     if "people" not in record:  # of a version that had one face for everybody
         config = replace(config, people=replace(config.people, pair=()))
+    config = replace(config, device=_device(config.device, device, video, record))
     model = catalogue.open_animator(config.model or record["model"]["path"])
     changed = _changed(config, model, record)
     if changed:
@@ -180,6 +189,25 @@ def _check_record(fields: Fields) -> None:
     for role in weights.table:
         weights.sha256(role)
     fields.fields("versions", default={})
+
+
+def _device(recorded: DeviceConfig, requested: str | None, video: Path, record: Mapping[str, Any]) -> DeviceConfig:
+    """The device of the replay and its settings. Raises ``ConfigError`` if this machine lacks it."""
+    from stableanimator_cli.engine.device import DevicePlan
+
+    if requested is not None:
+        check_device(requested)
+        if DevicePlan.of(DeviceConfig(device=requested)).device.type != "cuda":  # what only a CUDA card can do
+            recorded = replace(recorded, compile="off", cuda_graphs=False, tf32=False)
+        return replace(recorded, device=requested)
+    try:
+        DevicePlan.of(recorded)
+    except ConfigError as error:
+        raise ConfigError.because(
+            video, f"it was rendered on {record.get('device')}, and this machine differs ({error.message})",
+            hint="add --device auto to render it on another device; output may differ",
+        ) from error  # fmt: skip
+    return recorded
 
 
 def _changed(config: AnimateConfig, model: ModelFolder, record: Mapping[str, Any]) -> list[str]:

@@ -19,11 +19,19 @@ AgainOpt = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="AGAIN.mp4", help="The video to write. Default: OUT.replay.mp4."),
 ]
+DeviceOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="DEVICE",
+        help="Render on auto, cpu, cuda, cuda:N or mps; output may differ. Default: the record's.",
+    ),
+]  # fmt: skip
 
 
 def replay(
     video: VideoArg,
     output: AgainOpt = None,
+    device: DeviceOpt = None,
     restart: options.RestartOpt = False,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
@@ -39,7 +47,7 @@ def replay(
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.animate.replay import replay  # imports numpy; torch is imported after the record is read
 
-    report = replay(video, output=output, restart=restart, reporter=reporter)
+    report = replay(video, output=output, device=device, restart=restart, reporter=reporter)
     reporter.result(report.to_json(), report.summary())
     if not report.exit_code:
         reporter.info(report.message)

@@ -193,6 +193,22 @@ def test_changed_inputs_and_weights_are_all_listed_and_nothing_is_rendered(
     assert not (place / "out.replay.mp4").exists()
 
 
+def test_a_record_of_a_card_that_this_machine_lacks_names_the_option_for_another_device(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    change(Path("out.json"), device="NVIDIA H200, bfloat16", config__device__cuda_graphs=True)
+    for device in ("cuda", "auto"):  # of a record with auto, only the graphs need the card
+        change(Path("out.json"), config__device__device=device)
+        with pytest.raises(ConfigError) as refused:
+            replay(Path("out.mp4"))
+        assert "out.mp4: it was rendered on NVIDIA H200, bfloat16, and this machine differs" in refused.value.message
+        assert refused.value.hint == "add --device auto to render it on another device; output may differ"
+    code, repeated = asked("out.mp4", "--device", "cpu")
+    assert (code, repeated["repeats"]) == (0, True)
+    assert repeated["machine"] == ["device NVIDIA H200, bfloat16 (now cpu, float32)"]
+
+
 def test_another_machine_is_said_and_tried(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = fingerprint.versions() | {"torch": "1.0"}
     monkeypatch.setattr(fingerprint, "versions", lambda: versions)

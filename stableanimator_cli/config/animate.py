@@ -59,12 +59,12 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", *ANIMATION_SUFFIXES)
 class SamplingConfig:
     """Sampling of latents.
 
-    ``guidance`` rises linearly from the first frame of the full video to its last. Outside of ``guidance_interval``
-    (noise levels, LO excluded, HI included) there is none. ``noise`` ``fresh`` draws noise per frame, ``repeat``
-    repeats one window's. ``churn`` is EDM's S_churn over the full run. Between two ``cache_features``-th steps only the
-    UNet's last ``cache_layers`` layers are computed, from cached deep features. ``motion_bucket`` and
-    ``conditioning_fps`` are conditioning inputs of Stable Video Diffusion, not the rate of the file; ``prompt`` and
-    ``negative_prompt`` are those of models with a text encoder.
+    ``guidance`` rises linearly from the first frame of the full video, or the anchor before it, to the last. Outside of
+    ``guidance_interval`` (noise levels, LO excluded, HI included) there is none. ``noise`` ``fresh`` draws noise per
+    frame, ``repeat`` repeats one window's. ``churn`` is EDM's S_churn over the full run. Between two
+    ``cache_features``-th steps only the UNet's last ``cache_layers`` layers are computed, from cached deep features.
+    ``motion_bucket`` and ``conditioning_fps`` are conditioning inputs of Stable Video Diffusion, not the rate of the
+    file; ``prompt`` and ``negative_prompt`` are those of models with a text encoder.
     """
 
     # fmt: off
@@ -76,8 +76,8 @@ class SamplingConfig:
     guidance_interval: Guidance | None = option("--guidance-interval", None, parse=parse_interval,
         dump=dump_interval, none="off", metavar="off|LO:HI", panel=SAMPLING, default_text="off, guidance throughout",
         model_default=True,
-        help="Approximate: guide only at noise levels above LO and at most HI, of 700 down to 0.002; half the network "
-        "calls outside.")
+        help="Approximate: guide only at noise levels above LO and at most HI, of 700 (990 with --churn) down to "
+        "0.002; half the network calls outside.")
     cache_features: int = option("--cache-features", 1, parse=parse_cache_interval, dump=dump_cache_interval,
         metavar="off|N", panel=SAMPLING, default_text="off, every step", ge=1,
         help="Approximate: compute the full network only in every N-th step, and reuse its deep features in the steps "

@@ -45,6 +45,13 @@ def test_what_follows_a_turn_of_guidance_is_whole_too():
     assert shown(steps=6, cache_features=4, guidance_interval=within) == "W s s s W s"
 
 
+@pytest.mark.parametrize(("high", "expected"), [(700.0, "WW+ WW+ W+W+"), (990.0, "W+W+ W+W+ W+W+")])
+def test_churn_raises_the_first_noise_levels_to_990_as_the_help_states(high, expected):
+    churned = {"sampler": "heun", "churn": 40.0, "guidance": (2.0, 2.0), "guidance_interval": (0.5, high)}
+    assert shown(steps=25, **churned).startswith(f"{expected} ")
+    assert "(990 with --churn)" in SamplingConfig.__dataclass_fields__["guidance_interval"].metadata["help"]
+
+
 def test_a_sampling_goes_on_only_where_a_step_begins_whole():
     assert resumable_steps(SamplingConfig(steps=5)) == {0, 1, 2, 3, 4, 5}
     assert resumable_steps(SamplingConfig(steps=5, cache_features=3)) == {0, 3, 5}

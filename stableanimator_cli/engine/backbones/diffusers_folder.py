@@ -134,11 +134,23 @@ def _load_gguf(kind: type[Any], files: list[Path], folder: Path, dtype: torch.dt
             hint="pip install 'gguf>=0.10'",
         )
     with _reading(files[0]):
-        network = kind.from_single_file(
+        network = _checked(kind, files[0]).from_single_file(
             str(files[0]), config=str(folder.parent), subfolder=folder.name, torch_dtype=dtype, local_files_only=True,
             quantization_config=diffusers.GGUFQuantizationConfig(compute_dtype=dtype),
         )  # fmt: skip
+    network.__class__ = kind
     return network.eval().requires_grad_(False)
+
+
+def _checked(kind: Any, file: Path) -> Any:
+    """``kind`` that names missing tensors, without which ``from_single_file`` fails only when it moves the network."""
+
+    def to(network: Any, *args: Any, **kwargs: Any) -> Any:
+        missing = [name for name, parameter in network.named_parameters() if parameter.is_meta]
+        _check_report(file, {"missing_keys": missing, "unexpected_keys": [], "mismatched_keys": []})
+        return kind.to(network, *args, **kwargs)
+
+    return type(kind.__name__, (kind,), {"to": to})
 
 
 def _check_report(folder: Path, report: Any) -> None:

@@ -21,12 +21,14 @@ from stableanimator_cli.errors import QUOTED, SaError, json_line, plain
 from stableanimator_cli.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
     from rich.console import RenderableType
 
 ProgressKind = Literal["bar", "json", "none"]
 
 JSON_INTERVAL = 0.25  # seconds between two lines of --progress json
 _UNWRAPPED = 10_000  # columns, more than any table has
+_GAP = 2  # columns between two cells of a table
 LINES_INTERVAL = 10.0  # seconds between two lines where stderr is a file
 
 
@@ -74,8 +76,8 @@ class Console:
         self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, data: bool = False
     ) -> None:
         """Print a table on stderr, or on stdout if it is the verb's ``data`` (not with ``--json``, whose ``result`` has
-        the same facts). In files and pipes, lines are not wrapped. A terminal too narrow for the longest words of
-        all columns gets one line per cell."""
+        the same facts). In files and pipes, lines are not wrapped. A terminal too narrow for the table gets one line
+        per cell."""
         if self.json if data else self.quiet:
             return
         if not data and self.kind == "json":
@@ -87,19 +89,19 @@ class Console:
 
         stream = sys.stdout if data else sys.stderr
         width = None if stream.isatty() else _UNWRAPPED
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold", no_wrap=not table.columns)
         texts = [[str(cell) for cell in row] for row in rows]
-        for row in texts:
-            table.add_row(*row)
         out = RichConsole(file=stream, width=width, markup=False, emoji=False, highlight=False)
+        widths = _column_widths(out, columns, texts)
         try:
-            longest_words = out.measure(table, options=out.options.update(max_width=_UNWRAPPED)).minimum
-            if longest_words <= out.width:
-                out.print(table)
-            else:
+            if widths is None:
                 out.print(*([title] if title else []), *_lines(columns, texts), sep="\n")
+            else:
+                table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+                for column, side in zip(columns, widths, strict=True):
+                    table.add_column(column, overflow="fold", width=side)
+                for row in texts:
+                    table.add_row(*row)
+                out.print(table)
             stream.flush()
         except OSError as error:
             if data:
@@ -117,6 +119,29 @@ class Console:
         if self.kind == "json":
             return _JsonLines(total, desc, unit, initial)
         return _Bar(total, desc, unit, initial) if sys.stderr.isatty() else _Lines(total, desc, unit, initial)
+
+
+def _column_widths(console: RichConsole, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int] | None:
+    """Widths of the columns: the first one's is that of its longest cell, others share the rest, and are as wide as
+    their longest word or more. None if the terminal is too narrow, or some row would be taller than one line per cell.
+    """
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    cells = list(zip(columns, *rows, strict=True))
+    full = [max(cell_len(line) for cell in column for line in (cell.splitlines() or [""])) for column in cells]
+    words = [max(cell_len(word) for cell in column for word in (cell.split() or [""])) for column in cells]
+    widths = [full[0], *words[1:]]
+    spare = console.width - sum(widths) - _GAP * (len(columns) - 1)
+    if spare < 0:
+        return None
+    wanting = sorted(range(len(columns)), key=lambda index: full[index] - widths[index])
+    for position, index in enumerate(wanting):  # short texts first: the longest has what remains
+        added = min(full[index] - widths[index], spare // (len(wanting) - position))
+        widths[index] += added
+        spare -= added
+    heights = (len(Text(cell).wrap(console, side)) for row in rows for cell, side in zip(row, widths, strict=True))
+    return widths if max(heights, default=1) <= len(columns) else None
 
 
 def _lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[RenderableType]:

@@ -120,6 +120,23 @@ def test_a_table_on_a_terminal_breaks_no_word(capsys: Captured, monkeypatch: pyt
     assert ("task: metric" in said) == (width < 45)
 
 
+@pytest.mark.parametrize("width", [76, 80, 90, 120])
+def test_columns_of_a_table_share_a_terminal_without_breaking_words(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """A long text leaves other columns the width of their words, and is no pillar of single words."""
+    monkeypatch.setattr(console.sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    what = "Face detector SCRFD-10G and face recogniser ArcFace R50 (WebFace600K): the second opinion on identity"
+    rows = [["wan-animate-2-distilled", "face", "no", ">= 191.31 MB", "research-only", what]]
+    console.configure().table("", ["name", "task", "here", "size", "licence", "what"], rows, data=True)
+    said = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+    assert all(len(line) <= width for line in said.splitlines())
+    assert set(" ".join(rows[0]).split()) <= set(said.split())
+    assert ("licence: research-only" in said) == (width < 90)
+    assert len(said.splitlines()) <= 7
+
+
 def test_progress_on_a_terminal_without_a_size_is_a_bar_too() -> None:
     script = """
 from stableanimator_cli.cli import console

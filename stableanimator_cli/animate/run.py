@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import catalogue, clip_folder, distributed
-from stableanimator_cli.animate.backbone_options import check_backbone_options
+from stableanimator_cli.animate.backbone_options import check_backbone_options, longest_window
 from stableanimator_cli.animate.inputs import check_inputs
 from stableanimator_cli.animate.no_effect import options_without_effect
 from stableanimator_cli.cards import USER_TABLE, find_card
@@ -72,6 +72,9 @@ def run(
     with _torchrun_group() as workers:
         config, model = resolve_config(flags, config_file, plan_only=plan_only)
         use_face = validate(config, model)
+        shortened = flags.get("window") is None and _shorter_window(model.defaults, model) == config.windows.length
+        if shortened and reporter is not None:
+            reporter.info(f"--window {config.windows.length}: the motion modules of {model.name} know no more frames")
         warnings = [*options_without_effect(config, model, flags), *([] if plan_only else _record_of_other(config))]
         for message in warnings:
             (reporter or NullReporter()).warning(message)
@@ -122,8 +125,9 @@ def resolve_config(
 ) -> tuple[AnimateConfig, ModelFolder]:
     """Open the model, whose card holds defaults, then merge flags over the file over the preset over the card.
 
-    The card's defaults win over a preset that neither flags nor file request. If only the window is set, the overlap is
-    reduced to fit; the same holds for decode chunks. For a plan the model's files need not be downloaded.
+    The card's defaults win over a preset that neither flags nor file request. A window that is not set is at most the
+    model's longest. If only the window is set, the overlap is reduced to fit; the same holds for decode chunks. For a
+    plan the model's files need not be downloaded.
     """
     file = {} if config_file is None else read_toml(config_file)
     refuse_unknown_keys(AnimateConfig, file, config_file or "")
@@ -139,13 +143,25 @@ def resolve_config(
     options = preset_options(requested or model.defaults.get("preset") or "standard", file)
     merged = {**model.defaults, **options} if requested else {**options, **model.defaults}
     defaults = {**merged, **model.facts.settings}
-    for length_name, overlap_name, table, key, usual in _LENGTHS_AND_OVERLAPS:
-        length = flags.get(length_name) or file.get(table, {}).get(key)
+    lengths = {
+        name: flags.get(name) or file.get(table, {}).get(key) for name, _, table, key, _ in _LENGTHS_AND_OVERLAPS
+    }
+    if lengths["window"] is None and (longest := _shorter_window(defaults, model)) is not None:
+        defaults["window"] = lengths["window"] = longest
+    for length_name, overlap_name, table, _, usual in _LENGTHS_AND_OVERLAPS:
+        length = lengths[length_name]
         if isinstance(length, int):
             fitting = min(int(defaults.get(overlap_name, usual)), max(0, length // 4))
             known = model.facts.choices.get(f"{table}.overlap", ())
             defaults[overlap_name] = max((one for one in known if one <= fitting), default=fitting)
     return resolve(AnimateConfig, flags, None, defaults, preset=(file, str(config_file))), model
+
+
+def _shorter_window(defaults: Mapping[str, Any], model: ModelFolder) -> int | None:
+    """The longest window of ``model`` if that is shorter than the one of ``defaults``."""
+    longest = longest_window(model)
+    usual = int(defaults.get("window", WindowConfig().length))
+    return longest if longest is not None and longest < usual else None
 
 
 def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) -> bool:

@@ -21,6 +21,7 @@ from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.progress import Reporter
 from tests.animate.clips import FORMS, Heard, clip_of, frames_of, in_form, plain_picture, skeleton_video
+from tests.magic_models import write_magic
 from tests.media_samples import beep, heard, make_video, noise, onset
 from tests.tiny import skeletons, waving
 
@@ -430,3 +431,17 @@ def test_what_is_done_is_said(place, tiny_model):
     )
     assert any("6 frames of 64x64, 2 window(s), 2 steps on cpu, float32" in note for note in reporter.notes)
     assert any("without a face, as allowed" in warning for warning in reporter.warnings)
+
+
+def test_without_a_window_it_is_the_longest_of_the_motion_modules(place, animate):
+    """Of this model 8 frames, where the default of the option is 16."""
+    flags = {"model": str(write_magic(place / "magic")), "window": None, "steps": 1, "guidance": "1"}
+    told = Heard()
+    animate(reporter=told, **flags)
+    windows = json.loads((place / "out" / "out.json").read_text())["config"]["windows"]
+    assert (windows["length"], windows["overlap"]) == (8, 2)
+    assert "--window 8: the motion modules of magic know no more frames" in told.notes
+    animate(reporter=(told := Heard()), **flags | {"window": 6})
+    assert not any("motion modules" in note for note in told.notes)
+    with pytest.raises(ConfigError, match=r"--window: found 16, expected at most 8, the frames that"):
+        animate(**flags | {"window": 16})

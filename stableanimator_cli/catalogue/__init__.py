@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stableanimator_cli import backbone_facts
 from stableanimator_cli.catalogue import hub, layouts, pipelines
 from stableanimator_cli.catalogue.configs import read_config
-from stableanimator_cli.catalogue.damage import check_size, no_entry
+from stableanimator_cli.catalogue.damage import check_size, in_utf8, no_entry
 from stableanimator_cli.catalogue.home import BUILTIN, cache_dir, expanded
 from stableanimator_cli.catalogue.needed import Needed, needed
 from stableanimator_cli.catalogue.schema import FILE_NAME, Component, Entry, nearest_or_all, read
@@ -134,7 +134,7 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: 
     implementation. ``require`` lists indispensable roles; ``files`` has the others if they are on this machine. If one
     is missing, the error offers ``useful`` ones with it. Own components come before those of ``needs``. Raises
     ``ModelMissing`` (names the missing files, the searched folders and the remedies), ``ModelDamaged`` (a size that is
-    not the recorded one, a git-lfs pointer, an unreadable config) and ``BadInput`` (a file, not a folder).
+    not the recorded one, a git-lfs pointer, an unreadable config), ``BadInput`` (a file, or a path not in UTF-8).
     """
     from stableanimator_cli.records import ModelFolder
 
@@ -165,7 +165,7 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: 
     return ModelFolder(
         name=found.name,
         path=layout.folder if layout is not None else found.folder,
-        files={role: part.file for role, part in parts.items() if part.file is not None},
+        files=in_utf8({role: part.file for role, part in parts.items() if part.file is not None}),
         configs={role: part.config for role, part in parts.items() if part.config is not None},
         defaults=defaults,
         licence=found.licence,

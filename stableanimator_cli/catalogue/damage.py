@@ -1,15 +1,15 @@
-"""Damaged weights: a file whose size or sha256 is not the recorded one, and the hint that mends it."""
+"""Damaged weights: a file whose size, sha256 or path is not as expected, and the hint that mends it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from stableanimator_cli.catalogue.home import BUILTIN, cache_dir
 from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, nearest_or_all, read
 from stableanimator_cli.catalogue.weight_files import WEIGHT_SUFFIXES
-from stableanimator_cli.errors import ModelDamaged, ModelMissing, SaError
+from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
 
 _LFS = b"version https://git-lfs"
 _COPY = "copy it again from where its folder comes from"
@@ -45,6 +45,17 @@ def check_digest(path: Path, found: str, expected: str | None) -> None:
             f"{path}: found sha256 {found[:12]}, expected {expected[:12]}, as its model.toml records",
             hint=fetch_again(path),
         )
+
+
+def in_utf8(files: Mapping[str, Path]) -> dict[str, Path]:
+    """``files``, which the libraries that read weights open by names in UTF-8 only. Raises ``BadInput`` for others."""
+    for path in files.values():
+        try:
+            str(path.absolute()).encode()
+        except UnicodeEncodeError:
+            hint = "rename the folder, or copy the model to another one"
+            raise BadInput.because(path.absolute(), "its path is not UTF-8", hint=hint) from None
+    return dict(files)
 
 
 def no_entry(name: str, cached: Path, known: Iterable[str]) -> ModelMissing:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stableanimator_cli.backbone_facts import BACKBONES
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.catalogue.configs import read_config
-from stableanimator_cli.catalogue.damage import check_size
+from stableanimator_cli.catalogue.damage import check_size, in_utf8
 from stableanimator_cli.catalogue.schema import FILE_NAME
 from stableanimator_cli.errors import ModelMissing
 
@@ -53,7 +53,7 @@ def open_published(folder: Path, backbone: str, require: Sequence[str]) -> Model
     return ModelFolder(
         name=folder.resolve().name,
         path=folder,
-        files={role: path for files in (*companions, found) for role, path in files.items()},
+        files=in_utf8({role: path for files in (*companions, found) for role, path in files.items()}),
         configs={role: read_config(path) for role, path in configs.items() if path.is_file()},
         defaults={},
         licence="unknown",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import download, register
 from stableanimator_cli.catalogue.damage import check_size, fetch_again
 from stableanimator_cli.catalogue.download import weight_digests
-from stableanimator_cli.errors import ModelDamaged
+from stableanimator_cli.errors import BadInput, ModelDamaged
 from stableanimator_cli.files import sha256_of
 from tests.conftest import Run
 from tests.train.clip_folders import write_clip
@@ -122,3 +123,17 @@ def test_the_hint_of_an_imported_model_names_no_download(home: Path, copied: Pat
     assert fetch_again(home / "models/mine/unet.safetensors") == (
         "delete it, then import its folder again: `sa models import FOLDER`"
     )
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_model_in_a_folder_whose_name_is_not_utf_8_is_refused_before_libraries_call_it_damaged(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
+) -> None:
+    try:
+        folder = copied.rename(copied.with_name(os.fsdecode(b"\xff")))
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 only")
+    monkeypatch.chdir(folder)
+    with pytest.raises(BadInput, match=r"/\\xff/unet\.safetensors: its path is not UTF-8") as caught:
+        catalogue.open_model("." if relative else str(folder))
+    assert caught.value.hint == "rename the folder, or copy the model to another one"

@@ -25,6 +25,7 @@ from stableanimator_cli.engine.training.trainable import TRAINED
 from stableanimator_cli.engine.weights import read_tensors
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
+from stableanimator_cli.progress import NullReporter
 from stableanimator_cli.train.base_model import table_text
 from stableanimator_cli.train.export import export
 from tools.command import exit_code_of
@@ -47,7 +48,7 @@ def publish(run: Path, folder: Path, vae: Path | None = None) -> list[Path]:
     head = _head(schema.read(folder))
     with translate_os_errors(folder), tempfile.TemporaryDirectory(prefix=".publish.", dir=folder.parent) as temp:
         exported = Path(temp) / folder.name
-        export(run, "model", exported, "float16")
+        export(run, "model", exported, "float16", NullReporter())
         _check_fits(run, exported, folder, vae)
         training = schema.read(exported).training
         written = []

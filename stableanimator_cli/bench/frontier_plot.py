@@ -41,8 +41,9 @@ def write(path: Path, measured: Table, search: Table) -> None:
     grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1.0] * rows + [0.3])
     panels = [figure.add_subplot(grid[index // columns, index % columns]) for index in range(len(FIGURES))]
     for axes, title in zip(panels, FIGURES.values(), strict=True):
-        axes.set(ylabel=f"loss: {title}", xscale="log")
-        axes.set_xlabel("calls of the whole network, by FLOPs")
+        axes.set_xscale("log")
+        axes.set_xlabel("calls of the whole network, by FLOPs", fontsize=8)
+        axes.set_ylabel(f"loss: {title}", fontsize=8)
         axes.set_xticks(_TICKS)
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -60,8 +61,6 @@ def write(path: Path, measured: Table, search: Table) -> None:
                 axes.annotate(str(number), at, xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7)
-        axes.xaxis.label.set_size(8)
-        axes.yaxis.label.set_size(8)
     names = figure.add_subplot(grid[rows, :])
     names.set_axis_off()
     shown = "\n".join(f"{number} {row['setting']}" for number, row in enumerate(measured.rows, start=1))

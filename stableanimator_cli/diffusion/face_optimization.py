@@ -159,24 +159,24 @@ class FaceOptimization:
                 before = variable.detach().clone()
                 adam.step()
                 for chunk, resting in zip(chunks, rests, strict=True):  # Adam's momentum would pull them further
-                    rows = slice(chunk.start, chunk.stop)
-                    variable.detach()[rows].copy_(torch.where(resting, before[rows], variable.detach()[rows]))
+                    if resting is not None:
+                        rows = slice(chunk.start, chunk.stop)
+                        variable.detach()[rows].copy_(torch.where(resting, before[rows], variable.detach()[rows]))
         frames = self._count_frames(len(denoised))
         self.log.append(RefineLogEntry(step.index, similarities[0], similarities[-1], faces, frames))
         return variable.detach()
 
-    def _backward(self, variable: Tensor, chunk: range, faces: int) -> tuple[float, Tensor]:
+    def _backward(self, variable: Tensor, chunk: range, faces: int) -> tuple[float, Tensor | None]:
         """Add one chunk's part of the gradient; return the sum of its cosines, and where its latents rest, as
-        bool[t,1,h,w]."""
+        bool[t,1,h,w]; None without a target."""
         similarities = self._similarities(variable, chunk)
-        losses, target = (1 - similarities).abs(), self.settings.target
-        pulled = torch.ones_like(losses, dtype=torch.bool)
+        losses, target, resting = (1 - similarities).abs(), self.settings.target, None
         if target is not None:
             pulled = similarities.detach() < target
-            losses = losses[pulled]
+            losses, resting = losses[pulled], self._resting(variable, chunk, pulled.tolist())
         if len(losses):
             (losses.sum() / faces).backward()
-        return float(similarities.detach().sum()), self._resting(variable, chunk, pulled.tolist())
+        return float(similarities.detach().sum()), resting
 
     def _resting(self, latents: Tensor, chunk: range, pulled: Sequence[bool]) -> Tensor:
         """Mask bool[t,1,h,w] of the chunk's latents that rest: all with faces of which none is ``pulled`` (a bool per

@@ -7,6 +7,7 @@ is a row with its reason and not the end.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from stableanimator_cli.bench.card_rows import CardRow, card_rows, checkout, sel
 from stableanimator_cli.bench.compare import check_clone
 from stableanimator_cli.bench.git import code_version
 from stableanimator_cli.bench.results import BenchReport, Table, check_page, page_heading, update_page
-from stableanimator_cli.bench.row_process import FAILED, NOT_RUN, OK, START, Reply, RowProcess
+from stableanimator_cli.bench.row_process import FAILED, NO_TIME, NOT_RUN, OK, START, Reply, RowProcess
 from stableanimator_cli.config.bench import BenchConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, ConfigError
@@ -206,7 +207,7 @@ def _measure(run: CardRun, results: CardResults, reporter: Reporter, clock: Call
     processes: dict[str, RowProcess] = {}
     with ExitStack() as stack, reporter.progress(len(run.rows), "card", "row") as bar:
 
-        def measure_row(row: CardRow, seconds: float) -> Reply:
+        def measure_row(row: CardRow, seconds: float, left: float = math.inf) -> Reply:
             if row.worker not in words:
                 return {"status": NOT_RUN, "reason": "needs a checkout: the wheel has no recordings"}
             if not run.config.small:
@@ -214,7 +215,7 @@ def _measure(run: CardRun, results: CardResults, reporter: Reporter, clock: Call
                     processes.pop(name).close()  # one process on the card at a time
             if row.worker not in processes:
                 processes[row.worker] = stack.enter_context(RowProcess(*words[row.worker]))
-            return processes[row.worker].request(row.name, seconds)
+            return processes[row.worker].request(row.name, seconds, left)
 
         hello = measure_row(CardRow("hello", "ours", START), START) if words else {}
         if hello.get("status") != OK:
@@ -225,12 +226,9 @@ def _measure(run: CardRun, results: CardResults, reporter: Reporter, clock: Call
                 started = clock()
                 left = end - started
                 if left < 1:
-                    reply = {
-                        "status": NOT_RUN,
-                        "reason": "no time left: run the same command again, or raise --budget",
-                    }
+                    reply = {"status": NOT_RUN, "reason": NO_TIME}
                 else:
-                    reply = measure_row(row, min(row.seconds, left))
+                    reply = measure_row(row, min(row.seconds, left), left)
                 results.add(row.name, reply | {"took": round(clock() - started, 2)})
             bar.update(row=row.name)
 

@@ -45,7 +45,7 @@ def our_pipelines(
         with engine.resident("vae"):
             return torch.cat([engine.decoder.pixels(part).float().cpu() for part in latents.split(theirs.CHUNK)])
 
-    def face(mode: Any) -> Workload:
+    def face(mode: Any, *, checkpointed: bool = True) -> Workload:
         def embed(pixels: Tensor, boxes: Any) -> Tensor:
             return recogniser(crop_resize(pixels, boxes).float())
 
@@ -57,7 +57,7 @@ def our_pipelines(
 
         def refine() -> Tensor:
             with engine.resident("vae"):
-                decoder = FaceDecoder(engine.networks["vae"], Counter())
+                decoder = FaceDecoder(engine.networks["vae"], Counter(), checkpointed=checkpointed)
                 hook = FaceOptimization(decoder=decoder, embed=embed, targets=[target], settings=settings)
                 return hook(latents.float(), step)
 
@@ -67,6 +67,7 @@ def our_pipelines(
         "a rendering": (rendering, "rendering"),
         "decoding": (decoding, "decoding"),
         "face optimisation, full": face("full"),
+        "face optimisation, full, no recomputation (theirs: recomputes)": face("full", checkpointed=False),
         "face optimisation, crop (theirs: full)": face("crop"),
     }
 

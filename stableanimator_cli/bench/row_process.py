@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,7 @@ from stableanimator_cli.errors import plain
 
 START = 120.0  # seconds to import and to reply for the first time
 OK, FAILED, NOT_APPLICABLE, NOT_RUN = "ok", "failed", "not applicable", "not run"
+NO_TIME = "no time left: run the same command again, or raise --budget"
 Reply = dict[str, Any]
 
 
@@ -71,14 +73,20 @@ class RowProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def request(self, row: str, seconds: float) -> Reply:
-        """The reply to ``row``; of status failed if the process has not replied in ``seconds``, or has ended."""
+    def request(self, row: str, seconds: float, left: float = math.inf) -> Reply:
+        """The reply to ``row``; of status failed if the process has not replied in ``seconds``, or has ended.
+
+        ``left`` seconds include those that the process needs to start; if they do not suffice, the row was not run.
+        """
         if self._process is None:
+            begun = time.monotonic()
             self._start()
-            ready = self._read(START)
+            ready = self._read(min(START, left))
             if ready["status"] != OK:
+                late = left < START and self._is_running()
                 self.close()
-                return ready
+                return {"status": NOT_RUN, "reason": NO_TIME} if late else ready
+            seconds = min(seconds, max(1.0, left - (time.monotonic() - begun)))
         assert self._process is not None
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -88,6 +96,9 @@ class RowProcess:
         if reply["status"] == FAILED:
             self.close()
         return reply
+
+    def _is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def _start(self) -> None:
         self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed with the process

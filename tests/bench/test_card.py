@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,25 @@ def test_a_row_that_hangs_ends_at_its_limit(stand_in: Card):
     stand_in.run(rows, "face/full", "hang")
     assert stand_in.rows["face/full"]["reason"] == "no result in 0 s"
     assert stand_in.rows["face/crop"]["status"] == "ok"
+
+
+def test_a_process_that_starts_longer_than_time_is_left_leaves_its_row_for_the_next_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with row_process.RowProcess(slow) as process:
+        started = time.monotonic()
+        reply = process.request("unet/512x512", 30, 0.3)
+        assert time.monotonic() - started < 20
+        assert reply == {"status": "not run", "reason": row_process.NO_TIME}
+    monkeypatch.setattr(row_process, "START", 0.3)
+    with row_process.RowProcess(slow) as process:
+        assert process.request("unet/512x512", 30, 40)["status"] == "failed"
+    broken = [sys.executable, "-c", "raise SystemExit(3)"]
+    with row_process.RowProcess(broken) as process:
+        reply = process.request("unet/512x512", 30, 0.2)
+        assert reply["status"] in ("failed", "not run")
+        assert process.request("unet/512x512", 30, 20)["reason"] == "its process ended (exit code 3)"
 
 
 def test_a_killed_run_resumes_without_repeating(stand_in: Card, tmp_path: Path):

@@ -46,14 +46,18 @@ def test_both_sides_answer_alike(tmp_path: Path):
     before = sorted(clone.rglob("*"))
     table = measured(clone)
     names = ["Face Encoder", "PoseNet", "UNet with face and pose", "UNet, unconditional", "a guided step of one window"]
-    names += ["a rendering", "decoding", "face optimisation, full", "face optimisation, crop (theirs: full)"]
+    names += ["a rendering", "decoding", "face optimisation, full"]
+    names += [
+        "face optimisation, full, no recomputation (theirs: recomputes)",
+        "face optimisation, crop (theirs: full)",
+    ]
     assert [row["what"] for row in table.rows] == names
     errors = {row["what"]: row["greatest error / greatest value"] for row in table.rows}
     assert max(errors[name] for name in names[:5] + names[6:7]) < 2e-5
     assert errors["a rendering"] < 1.1 * 0.5 / 255  # ours are levels of 255
-    assert errors["face optimisation, full"] < 1e-3
+    assert max(errors[name] for name in names[7:9]) < 1e-3
     for row in table.rows:  # weights are not counted
-        assert 0 < row["ours, MiB alive"] <= row["theirs, MiB alive"] * 1.1 or "crop" in row["what"]
+        assert 0 < row["ours, MiB alive"] <= row["theirs, MiB alive"] * 1.1 or row["what"] in names[-2:]
     full = next(row for row in table.rows if row["what"] == "face optimisation, full")
     assert full["ours, MiB alive"] < full["theirs, MiB alive"]
     assert all(row["ours, ms"] > 0 and row["theirs, ms"] > 0 for row in table.rows)

@@ -116,6 +116,21 @@ def test_keeping_the_face_has_its_stage(seeing_model, mode):
     assert memory.stages["face optimisation"][1] > memory.stages["VAE decoder"][1]
 
 
+def test_blocks_are_recomputed_where_the_whole_graph_does_not_fit(seeing_model):
+    estimator, settings = prediction(seeing_model), config(refine=RefineConfig(face="full"))
+    whole, parts = (
+        estimator.of(config(refine=RefineConfig(face="full", checkpointing=way))).total for way in ("off", "on")
+    )
+    assert parts < whole
+    for available, recomputed in ((2 * whole, False), (whole, True), (0, True)):  # 0: unknown
+        given = replace(estimator, available=available)
+        assert given.checkpointed(settings) is recomputed
+        assert given.of(settings).total == (parts if recomputed else whole)
+    for way in ("on", "off"):
+        chosen = config(refine=RefineConfig(face="full", checkpointing=way))
+        assert replace(estimator, available=2 * whole).checkpointed(chosen) is (way == "on")
+
+
 def test_a_config_of_no_network_is_said(tiny_model):
     model = open_model(tiny_model)
     broken = replace(model, configs={**model.configs, "vae": {"no_such_thing": 1}})

@@ -79,14 +79,14 @@ class RowProcess:
         ``left`` seconds include those that the process needs to start; if they do not suffice, the row was not run.
         """
         if self._process is None:
-            begun = time.monotonic()
+            started = time.monotonic()
             self._start()
             ready = self._read(min(START, left))
             if ready["status"] != OK:
                 late = left < START and self._is_running()
                 self.close()
                 return {"status": NOT_RUN, "reason": NO_TIME} if late else ready
-            seconds = min(seconds, max(1.0, left - (time.monotonic() - begun)))
+            seconds = min(seconds, max(1.0, left - (time.monotonic() - started)))
         assert self._process is not None
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):

@@ -152,7 +152,7 @@ def optimisation(engine: Engine, recogniser: ArcFace, frames: int, mode: Any, **
         embed=lambda pixels, places: recogniser.embed(crop_resize(pixels, places)),
         targets=[Target(boxes=boxes, vector=recogniser.embed(picture)[0])],
         settings=FaceOptimizationSettings(
-            mode=mode, steps=(0, STEPS), lr=0.2, lr_schedule="constant", **{"iterations": 4} | settings
+            mode=mode, steps=(0, STEPS), lr=0.05, lr_schedule="constant", **{"iterations": 4} | settings
         ),
     )
 
@@ -165,7 +165,7 @@ def similarity(recogniser: ArcFace, optimise: FaceOptimization, frames: np.ndarr
 
 @pytest.mark.parametrize(("mode", "chunk"), [("full", 16), ("crop", 16), ("crop", 4)])
 def test_faces_come_nearer_in_every_segment(engine, recogniser, mode, chunk):
-    optimise = optimisation(engine, recogniser, 16, mode, chunk=chunk)
+    optimise = optimisation(engine, recogniser, 16, mode, chunk=chunk, iterations=6)
     check_faces_come_nearer(
         engine, request(16, window=9), optimise, lambda frames: similarity(recogniser, optimise, frames)
     )

@@ -213,7 +213,9 @@ def test_hidden_exchanged_references_have_the_embedding_of_the_face_under_other_
     digest = sha256_of(BASE / "vae.safetensors")
     a, b = (latents_file(clip, heldout.SIZE, vae=digest, resize="stretch").read([0, 1]) for clip in (one, other))
     assert torch.equal(a[1], b[1])
-    assert 0.05 < (a[0] != b[0]).float().mean() < 0.9
+    moved = ((a[0].float() - b[0].float()).abs() > 0.5).any(dim=0)  # the encoder's norms change all of them a little
+    assert 0.2 < moved.float().mean() < 0.7
+    assert not moved[24:].any()  # the clothes
 
 
 def test_clips_with_other_references_are_refused(tmp_path):

@@ -18,6 +18,7 @@ from stableanimator_cli.bench import (
     frontier,
     gate,
     networks,
+    operators,
     preprocessing,
     rendering,
     roofline,
@@ -103,6 +104,7 @@ def _gate(bench: BenchRun) -> list[Table]:
 BENCHES: dict[str, Callable[[BenchRun], list[Table]]] = {
     "roofline": _roofline,
     "cost": _cost,
+    "operators": operators.time_operators,
     "unet": speed.time_unet,
     "vae": speed.time_vae,
     "sample": rendering.time_rendering,

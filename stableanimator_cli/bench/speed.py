@@ -66,6 +66,18 @@ def guided_step(
     return unet_variants(unet, shape, plan, call)["prepared"]
 
 
+def decoding(vae: Any, shape: ClipShape, plan: DevicePlan) -> Callable[[int], Tensor]:
+    """A function of the number of frames in a chunk that decodes noise of that shape: [t,3,h,w]."""
+    latents = _noise(shape.frames, vae.config["latent_channels"], *shape.latent, plan=plan)
+
+    def decode(chunk: int) -> Tensor:
+        return torch.cat(
+            [vae.decode(part, num_frames=len(part), return_dict=False)[0] for part in latents.split(chunk)]
+        )
+
+    return decode
+
+
 def configure_variant(network: nn.Module, variant: str) -> None:
     """Set memory format and block runner as ``--channels-last`` and ``--compile blocks`` do."""
     set_channels_last(network, enabled=variant == CHANNELS_LAST)
@@ -96,12 +108,7 @@ def time_vae(bench: BenchRun) -> list[Table]:
     selected = bench.config.variants or VAE_VARIANTS
     with memory_guard("measuring the VAE", "use a smaller --size or --frames, or --dtype bfloat16"), torch.no_grad():
         network: Any = load_network(model, "vae", bench.plan.dtype).to(bench.plan.device)
-        latents = _noise(shape.frames, network.config["latent_channels"], *shape.latent, plan=bench.plan)
-
-        def decode(chunk: int) -> Tensor:
-            parts = [network.decode(part, num_frames=len(part), return_dict=False)[0] for part in latents.split(chunk)]
-            return torch.cat(parts)
-
+        decode = decoding(network, shape, bench.plan)
         chunks = {"plain": shape.frames, CHANNELS_LAST: shape.frames, "chunks of 4": 4, "chunks of 1": 1}
         variants = {name: partial(decode, n) for name, n in chunks.items() if name in ("plain", *selected)}
         rows = _compare_variants(bench, network, variants)

@@ -13,8 +13,8 @@ from stableanimator_cli.config.schema import check_fields, option, require
 from stableanimator_cli.errors import ConfigError
 
 NAMES = (
-    "roofline", "cost", "unet", "vae", "sample", "long", "hjb", "train", "preprocess", "evaluate", "compare",
-    "frontier", "gate", "card",
+    "roofline", "cost", "operators", "unet", "vae", "sample", "long", "hjb", "train", "preprocess", "evaluate",
+    "compare", "frontier", "gate", "card",
 )  # fmt: skip
 CHANNELS_LAST, COMPILED = "channels-last", "compiled"
 UNET_VARIANTS = ("plain", "prepared", "batched", CHANNELS_LAST, COMPILED)
@@ -24,7 +24,7 @@ MIN_SIDE, STRIDE = 64, 8  # pixels
 CLONE_HINT = "git clone https://github.com/Francis-Rings/StableAnimator, and give that folder"
 _EACH = "depends on the bench"
 # benches that have --pairs, --size and --networks, --frames
-_TIMED = ("unet", "vae", "sample", "hjb", "train", "preprocess", "evaluate", "compare")
+_TIMED = ("operators", "unet", "vae", "sample", "hjb", "train", "preprocess", "evaluate", "compare")
 _WITH_SIZE = ("cost", "long", "frontier", *_TIMED)
 _WITH_FRAMES = tuple(name for name in _WITH_SIZE if name not in ("frontier", "evaluate"))
 DEFAULTS: Mapping[str, Any] = {

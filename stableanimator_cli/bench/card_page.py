@@ -22,10 +22,13 @@ _TITLES = {
     "render": ("Renderings", "All in: encoding, denoising, decoding. Networks are loaded already."),
     "face": ("Face optimisation", "One refined step of three iterations (one with --small)."),
     "train": ("Training", "One step, optimiser included, batch size 1, cached latents."),
-    "detectors": ("Detectors", "Largest distance of a keypoint from the CPU's, in pixels."),
-    "ranks": ("Two ranks", "The same video by two processes; error in levels of 255."),
+    "detectors": ("Detectors", "Largest distance of a keypoint from the CPU's, in pixels. Memory is ONNX Runtime's own."),
+    "ranks": ("Two ranks", "The same video by two processes, each of which holds what one alone does; levels of 255."),
     "variant": ("UNet by setting", "A guided step; error beside the plain way, over its greatest value."),
-    "reference": ("Reference implementation", "In a process of its own, after ours."),
+    "reference": (
+        "Reference implementation",
+        "In a process of its own, after ours. With --small its networks are larger than ours: not to be compared.",
+    ),
 }  # fmt: skip
 _FIRST = ("status", "reason", "error", "seconds", "peak", "predicted", "tflop", "gflops", "took")
 _RENDERING = "render/16x576x1024"

@@ -39,8 +39,6 @@ from stableanimator_cli.bench.results import environment
 from stableanimator_cli.bench.row_process import NotApplicable, serve
 from stableanimator_cli.config.animate import AnimateConfig, DeviceConfig
 from stableanimator_cli.config.refine import RefineConfig
-from stableanimator_cli.config.schema import resolve
-from stableanimator_cli.config.train import TrainConfig, preset_tables
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.capture import Detectors, extract_motion
 from stableanimator_cli.detect.roles import ROLES
@@ -219,19 +217,10 @@ class CardWorker:
 
     def _train(self, row: str) -> Found:
         preset = row.partition("/")[2]
-        flags = {"dataset": (Path("dataset"),), "output": Path("run")}
-        config = resolve(TrainConfig, flags, preset=preset_tables(preset)).resolve_stages((512, 512))
-        assert config.stage
-        stage = config.stage[-1]
+        config, stage, shape = training.preset_stage(preset, self.device, small=self.small)
+        size, frames, dtype = shape.size, shape.frames, config.memory.dtype
         model = open_bench_model("puppet" if self.small or preset == "puppet" else FULL)
-        dtype = config.memory.dtype
-        if dtype == "auto":
-            dtype = str(self._plan().dtype).removeprefix("torch.")
-        settings = training_settings(replace(config, memory=replace(config.memory, dtype="float32")), stage)
-        settings = replace(settings, dtype=dtype)  # type: ignore[arg-type]
-        size, frames = max(stage.sizes or (), key=lambda s: s[0] * s[1]), stage.frames
-        if self.small:
-            size, frames = (64, 64), 2
+        settings = training_settings(config, stage)
         parts = training.open_parts(model, settings, self._plan(dtype=dtype))
         parts.model.to(self.device)
         optimizer = build_optimizer(config.optimizer, 0.0, trainable_parameters(parts.model).values())

@@ -277,7 +277,14 @@ def _reference_output(clone: CloneProcess, name: str) -> Tensor:
 
 
 def write_job(
-    work: Path, model: ModelFolder, plan: DevicePlan, shape: ClipShape, *, steps: int, iterations: int
+    work: Path,
+    model: ModelFolder,
+    plan: DevicePlan,
+    shape: ClipShape,
+    *,
+    steps: int,
+    iterations: int,
+    training_dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write what the clone's process needs beside weights and inputs."""
     configs = {
@@ -292,6 +299,7 @@ def write_job(
     job = {
         "device": str(plan.device),
         "dtype": dtype_name(plan.dtype),
+        "training_dtype": dtype_name(training_dtype),
         "threads": torch.get_num_threads(),
         "configs": configs,
         "steps": steps,

@@ -9,8 +9,10 @@ bytes. Without a file of weights a network gets random ones.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import json
+import math
 import os
 import sys
 import types
@@ -23,6 +25,7 @@ from typing import Any
 
 FACE_TOKENS = 4
 WINDOW, OVERLAP, CHUNK, GUIDANCE, NOISE_AUG, SEED, LR = 16, 4, 4, 3.0, 0.02, 0, 0.1
+TRAINING_SIGMA = 2.0  # every level is the same work
 FACE_STEPS = 25  # of which the first is refined
 NETWORKS = ("unet", "pose_net", "face_encoder", "vae", "image_encoder")
 _MODULES = "animation.modules"
@@ -118,6 +121,7 @@ def load_networks(work: Path) -> dict[str, Any]:
     _synchronize.append(lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None)
     _workloads.update(make_workloads(networks, given))
     _workloads.update(make_pipelines(networks, given, job, device))
+    _workloads["training step"] = make_training(networks, given, getattr(torch, job["training_dtype"]), device)
     return {"torch": torch.__version__, "diffusers": importlib.import_module("diffusers").__version__} | {
         "attention": attention
     }
@@ -141,16 +145,6 @@ def provide_xformers() -> str:
     """Make ``import xformers`` work, which the clone insists on; where it is not, torch's own attention answers."""
     if find_spec("xformers") is not None:
         return f"xformers {importlib.import_module('xformers').__version__}"
-    import torch.nn.functional as functional
-
-    def attend(query: Any, key: Any, value: Any, attn_bias: Any = None, scale: float | None = None, **_: Any) -> Any:
-        if query.dim() == 3:  # heads folded into the batch: torch's fused kernel wants a dimension of them
-            mask = None if attn_bias is None else attn_bias.unsqueeze(1)
-            folded = (x.unsqueeze(1) for x in (query, key, value))
-            return functional.scaled_dot_product_attention(*folded, attn_mask=mask, scale=scale).squeeze(1)
-        swapped = (x.transpose(1, 2) for x in (query, key, value))  # [b,n,h,d], as xformers has it
-        return functional.scaled_dot_product_attention(*swapped, attn_mask=attn_bias, scale=scale).transpose(1, 2)
-
     answers = importlib.import_module("diffusers.utils.import_utils")  # which looks for it first, and must not find it
     stand_in, ops = (types.ModuleType(name) for name in ("xformers", "xformers.ops"))
     for module in (stand_in, ops):
@@ -160,6 +154,18 @@ def provide_xformers() -> str:
     sys.modules.update({"xformers": stand_in, "xformers.ops": ops})
     answers._xformers_available, answers._xformers_version = True, "0"  # type: ignore[attr-defined]
     return "torch's scaled_dot_product_attention instead of xformers, which is not installed"
+
+
+def attend(query: Any, key: Any, value: Any, attn_bias: Any = None, scale: float | None = None, **_: Any) -> Any:
+    """``xformers.ops.memory_efficient_attention`` by torch's fused kernel, which wants four dimensions."""
+    from torch.nn import functional
+
+    if query.dim() == 3:  # heads folded into the batch
+        mask = None if attn_bias is None else attn_bias.unsqueeze(1)
+        folded = (x.unsqueeze(1) for x in (query, key, value))
+        return functional.scaled_dot_product_attention(*folded, attn_mask=mask, scale=scale).squeeze(1)
+    swapped = (x.transpose(1, 2) for x in (query, key, value))  # [b,n,h,d], as xformers has it
+    return functional.scaled_dot_product_attention(*swapped, attn_mask=attn_bias, scale=scale).transpose(1, 2)
 
 
 def build_network(name: str, configs: dict[str, Any]) -> Any:
@@ -294,6 +300,71 @@ def make_pipelines(networks: dict[str, Any], given: dict[str, Any], job: dict[st
         "decoding": lambda: pipeline.decode_latents(given["latents"][None], frames, CHUNK)[0].transpose(0, 1),
         "face optimisation": refine,
     }
+
+
+def checkpoint_blocks(network: Any) -> None:
+    """What diffusers' ``enable_gradient_checkpointing`` does; that of later versions refuses the clone's networks."""
+    from torch.utils.checkpoint import checkpoint
+
+    for module in network.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = True
+            module._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+
+
+def make_training(networks: dict[str, Any], given: dict[str, Any], dtype: Any, device: Any) -> Callable[[], Any]:
+    """One step of their training on cached latents, with a batch of one: noise of one level, loss, backward and AdamW.
+
+    PoseNet, Face Encoder and the UNet's parameters named ``attentions`` learn, in float32 under autocast to ``dtype``;
+    the UNet is checkpointed, gradients are not clipped. The learning rate is 0, so that each run has the same weights.
+    Returns the loss. The first run leaves the networks that learn in float32.
+    """
+    import torch
+
+    unet, pose_net, face_encoder = trained = tuple(networks[name] for name in ("unet", "pose_net", "face_encoder"))
+    target, image = given["latents"].float()[None], given["image"].float()
+    optimizers: list[Any] = []
+
+    def prepare() -> Any:
+        learning = []
+        for network in trained:
+            network.float()
+            for name, parameter in network.named_parameters():
+                if network is not unet or "attentions" in name:
+                    learning.append(parameter.requires_grad_(True))
+        checkpoint_blocks(unet)
+        return torch.optim.AdamW(learning, lr=0.0)
+
+    def denoise() -> Any:
+        generator = torch.Generator().manual_seed(SEED)
+        sigma = TRAINING_SIGMA
+        noisy = target + sigma * torch.randn(target.shape, generator=generator).to(device)
+        seen = torch.cat([noisy / (sigma**2 + 1) ** 0.5, target[:, :1].expand_as(target)], dim=2)
+        tokens = torch.cat([image, face_encoder(given["vector"].float(), image)], dim=1)
+        level = torch.tensor([0.25 * math.log(sigma)], device=device)
+        predicted = unet(
+            seen, level, encoder_hidden_states=tokens, added_time_ids=given["ids"].float(),
+            pose_latents=pose_net(given["skeletons"].float()), return_dict=False,
+        )[0]  # fmt: skip
+        denoised = noisy / (sigma**2 + 1) - predicted.float() * sigma / (sigma**2 + 1) ** 0.5
+        return (1 + sigma**2) / sigma**2 * (denoised - target).square().mean()
+
+    def step() -> Any:
+        if not optimizers:
+            optimizers.append(prepare())
+        for network in trained:
+            network.train()
+        with torch.enable_grad():
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = denoise()
+            loss.backward()
+        optimizers[0].step()
+        optimizers[0].zero_grad(set_to_none=True)
+        for network in trained:
+            network.eval()
+        return loss.detach()[None]
+
+    return step
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import gc
 import math
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,10 @@ from stableanimator_cli.bench.context import BenchRun, ClipShape
 from stableanimator_cli.bench.counters import count_all, count_flops
 from stableanimator_cli.bench.networks import FULL, load_network, open_bench_model
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
+from stableanimator_cli.config.animate import DeviceConfig
+from stableanimator_cli.config.schema import resolve
+from stableanimator_cli.config.train import StageConfig, TrainConfig, preset_tables
+from stableanimator_cli.engine.device import DevicePlan, Networks, dtype_name, memory_guard
 from stableanimator_cli.engine.memory.profile import FlopCounter
 from stableanimator_cli.engine.memory.train import meta_model, predict
 from stableanimator_cli.engine.memory.train_step import random_inputs
@@ -45,6 +49,21 @@ UNCACHED, CACHED = "videos, encoded in each step", "cached latents and embedding
 CHECKPOINTING: tuple[Checkpointing, ...] = ("off", "diffusers", "blocks")
 _NETWORK = "this run's own"  # instead of a digest: the caches are deleted after the run
 _HINT = "use a smaller --size or --frames, or --dtype bfloat16"
+
+
+def preset_stage(preset: str, device: torch.device, *, small: bool) -> tuple[TrainConfig, StageConfig, ClipShape]:
+    """A preset of ``sa train`` with its dtype resolved, its last stage, and that stage's largest size (``small``: 2
+    frames of 64x64)."""
+    flags = {"dataset": (Path("dataset"),), "output": Path("run")}
+    config = resolve(TrainConfig, flags, preset=preset_tables(preset)).resolve_stages((512, 512))
+    if config.memory.dtype == "auto":
+        dtype = dtype_name(DevicePlan.of(DeviceConfig(device=str(device))).dtype)
+        config = replace(config, memory=replace(config.memory, dtype=dtype))  # type: ignore[arg-type]
+    assert config.stage
+    stage = config.stage[-1]
+    size = max(stage.sizes or (), key=lambda s: s[0] * s[1])
+    shape = ClipShape(size=(64, 64), frames=2) if small else ClipShape(size=size, frames=stage.frames)
+    return config, stage, shape
 
 
 def random_training_model(model: ModelFolder, settings: TrainingSettings, device: torch.device) -> TrainingModel:

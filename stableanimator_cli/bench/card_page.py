@@ -22,8 +22,14 @@ _TITLES = {
     "render": ("Renderings", "All in: encoding, denoising, decoding. Networks are loaded already."),
     "face": ("Face optimisation", "One refined step of three iterations (one with --small)."),
     "train": ("Training", "One step, optimiser included, batch size 1, cached latents."),
-    "detectors": ("Detectors", "Largest distance of a keypoint from the CPU's, in pixels. Memory is ONNX Runtime's own."),
-    "ranks": ("Two ranks", "The same video by two processes, each of which holds what one alone does; levels of 255."),
+    "detectors": (
+        "Detectors", "Largest distance of a keypoint from the CPU's, in pixels. Memory is ONNX Runtime's own.",
+    ),
+    "ranks": (
+        "Two ranks",
+        "The same video by two processes, each of which holds what one alone does; levels of 255. `s` is the first one's "
+        "denoising, which also waits for the second one to start.",
+    ),
     "variant": ("UNet by setting", "A guided step; error beside the plain way, over its greatest value."),
     "reference": (
         "Reference implementation",

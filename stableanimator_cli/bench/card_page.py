@@ -27,8 +27,8 @@ _TITLES = {
     ),
     "ranks": (
         "Two ranks",
-        "The same video by two processes, each of which holds what one alone does; levels of 255. `s` is the first one's "
-        "denoising, which also waits for the second one to start.",
+        "The same video by two processes, each of which holds what one alone does; levels of 255. `s` is the first "
+        "one's denoising, which also waits for the second one to start.",
     ),
     "variant": ("UNet by setting", "A guided step; error beside the plain way, over its greatest value."),
     "reference": (

@@ -12,7 +12,7 @@ import torch
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.config.train import OptimizerConfig
 from stableanimator_cli.engine.memory import train
-from stableanimator_cli.engine.memory.train import choose, meta_model, predict
+from stableanimator_cli.engine.memory.train import MemoryPlan, choose, meta_model, predict
 from stableanimator_cli.engine.memory.train_step import (
     PeakMemoryMode,
     meta_step_bytes,
@@ -22,6 +22,7 @@ from stableanimator_cli.engine.memory.train_step import (
 )
 from stableanimator_cli.engine.training.model import TrainingModel, TrainingSettings
 from stableanimator_cli.errors import OutOfMemory
+from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.optimizer import build_optimizer
 from tests.engine.training_samples import CPU, opened
 from tests.random_model import _folder, configs_of
@@ -130,13 +131,23 @@ def test_weights_and_optimiser_follow_from_what_learns():
 def test_the_quickest_that_fits_is_chosen(tiny_model, monkeypatch):
     monkeypatch.setattr(train, "CONTEXT", 0)
     model, settings = open_model(tiny_model), TrainingSettings(train="all")
+    plans: dict[tuple[TrainingSettings, int], MemoryPlan] = {}
+
+    def once(model: ModelFolder, settings: TrainingSettings, *, micro_batch: int = 1, **workload) -> MemoryPlan:
+        """All predictions are of one model and workload: those of equal settings are made once."""
+        assert workload == {"size": SIZE, "frames": FRAMES, "cached": True}
+        if (settings, micro_batch) not in plans:
+            plans[settings, micro_batch] = predict(model, settings, micro_batch=micro_batch, **workload)
+        return plans[settings, micro_batch]
+
+    monkeypatch.setattr(train, "predict", once)
 
     def fitting(limit: int, batch: int = 4):
         plan = choose(limit, model, settings, size=SIZE, frames=FRAMES, batch=batch)
         assert plan.total <= limit
         return plan.settings.checkpointing, plan.micro_batch
 
-    one = predict(model, settings, size=SIZE, frames=FRAMES)
+    one = once(model, settings, size=SIZE, frames=FRAMES, cached=True)
     assert fitting(100 * one.total) == ("off", 4)
     assert fitting(one.total) == ("off", 1)
     assert fitting(one.total - 1)[0] in ("diffusers", "blocks")

@@ -27,6 +27,7 @@ from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
+from stableanimator_cli.engine.device import emulation_warning
 from stableanimator_cli.engine.engine import Distribute, Engine, EngineCache
 from stableanimator_cli.engine.memory.duration import estimate_duration
 from stableanimator_cli.engine.parallel import RankLost, WorkerGroup
@@ -132,6 +133,9 @@ def sample_and_write(job: AnimateJob) -> Animation:
         f"{job.request.frames} frames of {width}x{height}, {len(job.request.plan)} window(s), "
         f"{config.sampling.steps} steps on {job.engine.plan.describe()}"
     )
+    slow = emulation_warning(job.engine.plan.device, job.engine.plan.dtype)
+    if slow is not None:
+        job.reporter.warning(slow)
     if restored is not None:
         job.engine.calls.update(restored.calls)
         retry = f" of retry {len(restored.attempts)}" if restored.attempts else ""

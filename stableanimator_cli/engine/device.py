@@ -126,9 +126,23 @@ def has_bfloat16(device: torch.device) -> bool:
     ``torch.cuda.is_bf16_supported`` also counts emulation. False on a CPU if this torch cannot say.
     """
     if device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict[str, object])()
-        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one is ARM's
+        return any(_cpu_bfloat16().values())
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= _NATIVE_BFLOAT16
+
+
+def _cpu_bfloat16() -> dict[str, bool]:
+    """The processor's instructions for bfloat16, by name; empty if this torch does not know the processor."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict[str, object])()
+    names = ("avx512_bf16", "amx_bf16", "bf16")  # the last one is ARM's
+    return {name: bool(capabilities[name]) for name in names if name in capabilities}
+
+
+def emulation_warning(device: torch.device, dtype: torch.dtype) -> str | None:
+    """A warning if a CPU is known to compute ``dtype`` in software."""
+    found = _cpu_bfloat16()
+    if device.type != "cpu" or dtype != torch.bfloat16 or not found or any(found.values()):
+        return None
+    return "this processor computes bfloat16 in software, several times slower than float32: use --dtype float32"
 
 
 _PRECISION_LOCK = threading.Lock()

@@ -16,7 +16,7 @@ import torch
 from stableanimator_cli import distributed
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.config.train import LossConfig, StageConfig, TrainConfig
-from stableanimator_cli.engine.device import DevicePlan, dtype_name, float32_precision
+from stableanimator_cli.engine.device import DTYPES, DevicePlan, dtype_name, emulation_warning, float32_precision
 from stableanimator_cli.errors import SaError
 from stableanimator_cli.files import check_apart
 from stableanimator_cli.progress import NullReporter, Reporter
@@ -77,6 +77,9 @@ def _train(
         reporter.warning(warning)
     if fresh:
         config = fit_to_limit(_with_dtype(config), model, ranks=accelerator.num_processes)
+        slow = emulation_warning(device, DTYPES[config.memory.dtype])
+        if slow is not None:
+            reporter.warning(slow)
     config, dataset = _open_dataset(config, model, fresh, reporter)
     requested = config
     if fresh:

@@ -14,6 +14,7 @@ from stableanimator_cli.engine import compilation, host_weights
 from stableanimator_cli.engine.device import (
     DevicePlan,
     Networks,
+    emulation_warning,
     float32_precision,
     has_bfloat16,
     memory_guard,
@@ -67,6 +68,18 @@ def test_a_plan_names_the_type_that_a_processor_computes_faster(monkeypatch, cap
     assert ("--dtype bfloat16" in plan.advice()) is native
     requested = DevicePlan.of(DeviceConfig(device="cpu", dtype="float32"))
     assert requested.advice() == ""
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype", "warns"),
+    [({"avx512_bf16": False, "amx_bf16": False}, torch.bfloat16, True), ({"bf16": False}, torch.bfloat16, True),
+     ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16, False), ({}, torch.bfloat16, False),
+     ({"avx512_bf16": False}, torch.float32, False)],
+)  # fmt: skip
+def test_bfloat16_that_is_computed_in_software_is_a_warning(monkeypatch, capabilities, dtype, warns):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert (emulation_warning(torch.device("cpu"), dtype) is not None) is warns
+    assert emulation_warning(torch.device("cuda"), dtype) is None
 
 
 def test_a_torch_that_cannot_say_what_a_processor_computes_advises_nothing(monkeypatch):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.networks import load_network
@@ -26,7 +27,6 @@ from stableanimator_cli.bench.roofline import GIGA, Roof, synchronizer
 from stableanimator_cli.bench.speed import decoding, guided_step
 from stableanimator_cli.bench.training import frozen_optimizer, open_parts, train_step
 from stableanimator_cli.engine.device import memory_guard
-from stableanimator_cli.engine.memory.profile import flops_of
 from stableanimator_cli.engine.memory.train_step import random_inputs
 from stableanimator_cli.engine.training import TrainingSettings
 from stableanimator_cli.engine.training.model import Dtype
@@ -41,7 +41,7 @@ class OperatorTimes(TorchDispatchMode):
     """Seconds, calls, FLOPs and bytes by operator (``convolution``, ``addmm``), of everything that runs inside.
 
     The device is waited for before and after each operator, so on a GPU small ones appear longer than they are.
-    Bytes are those of the distinct tensors that an operator reads and writes; views move none.
+    Bytes are those of the distinct tensors that an operator reads and writes; views and uninitialised memory move none.
     """
 
     def __init__(self, synchronize: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> None:
@@ -61,24 +61,21 @@ class OperatorTimes(TorchDispatchMode):
         name = func._overloadpacket.__name__
         self.seconds[name] += self._clock() - started
         self.calls[name] += 1
-        self.flops[name] += flops_of(func, args, kwargs, result)
-        if not _is_view(func):
-            self.bytes[name] += sum(map(_nbytes, _distinct((args, kwargs, result))))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops[name] += formula(*args, **kwargs, out_val=result)
+        self.bytes[name] += _moved(func, (args, kwargs), result)
         return result
 
 
-def _is_view(func: Any) -> bool:
-    """If the result shares its memory with an argument that is not written to."""
-    returned = [value.alias_info for value in func._schema.returns]
-    return any(alias is not None and not alias.is_write for alias in returned)
-
-
-def _distinct(values: object) -> Iterator[Tensor]:
-    seen = set()
-    for value in tree_leaves(values):
-        if isinstance(value, Tensor) and id(value) not in seen:
-            seen.add(id(value))
-            yield value
+def _moved(func: Any, given: object, result: object) -> int:
+    """Bytes of the distinct tensors that an operator reads and writes; 0 for a view and for uninitialised memory."""
+    read, written = ({id(x): x for x in tree_leaves(part) if isinstance(x, Tensor)} for part in (given, result))
+    memory = {id(x.untyped_storage()) for x in read.values()}
+    is_view = not func._schema.is_mutable and any(id(x.untyped_storage()) in memory for x in written.values())
+    if is_view or "empty" in func._overloadpacket.__name__:
+        return 0
+    return sum(map(_nbytes, (read | written).values()))
 
 
 def _nbytes(tensor: Tensor) -> int:
@@ -144,21 +141,17 @@ def operator_rows(rounds: list[OperatorTimes], roof: Roof, plain: float) -> list
     small = tuple(seconds.keys() - set(large))
     if small:
         groups[f"{OTHERS} ({len(small)})"] = small
+    least = {name: roof.least_seconds(last.flops[name], last.bytes[name]) for name in seconds}
     rows = []
     for title, names in groups.items():
         taken = sum(seconds[name] for name in names) / count
         flops, moved = (sum(counter[name] for name in names) for counter in (last.flops, last.bytes))
-        least = sum(_least_seconds(last, name, roof) for name in names)
-        rows.append(_row(title, sum(last.calls[name] for name in names), taken, plain, flops, moved, least))
-    least = sum(_least_seconds(last, name, roof) for name in seconds)
+        bound = sum(least[name] for name in names)
+        rows.append(_row(title, sum(last.calls[name] for name in names), taken, plain, flops, moved, bound))
     rows.append(_row(OUTSIDE, None, max(plain - total / count, 0.0), plain))
     flops, moved = sum(last.flops.values()), sum(last.bytes.values())
-    rows.append(_row("all", sum(last.calls.values()), plain, plain, flops, moved, least))
+    rows.append(_row("all", sum(last.calls.values()), plain, plain, flops, moved, sum(least.values())))
     return rows
-
-
-def _least_seconds(times: OperatorTimes, name: str, roof: Roof) -> float:
-    return max(times.flops[name] / (roof.gflops * GIGA), times.bytes[name] / (roof.bandwidth * GIGA))
 
 
 def _row(

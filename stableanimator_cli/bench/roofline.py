@@ -36,6 +36,10 @@ class Roof:
         """Percentage of the products' rate that some work reached."""
         return 100 * flops / seconds / GIGA / self.gflops
 
+    def least_seconds(self, flops: float, moved: float) -> float:
+        """Seconds that so many FLOPs, or bytes moved, take at least."""
+        return max(flops / (self.gflops * GIGA), moved / (self.bandwidth * GIGA))
+
 
 def synchronizer(device: torch.device) -> Callable[[], None]:
     """A function that waits until the device has finished its work."""

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from stableanimator_cli.bench import card_reference, compare, compare_reference
 from stableanimator_cli.bench.card_rows import card_rows
 from stableanimator_cli.bench.context import ClipShape
+from stableanimator_cli.bench.networks import network_on_meta
 from stableanimator_cli.diffusion.training import denoising_loss, preconditioning
+from stableanimator_cli.engine.group_offload import bytes_of
 from stableanimator_cli.errors import BadInput
 from tests.bench.stand_in import write_clone
 from tests.random_model import TINY
@@ -44,11 +46,8 @@ def test_a_row_of_theirs_has_seconds_and_a_peak(clone: Path, row: str):
     job = {"device": "cpu", "small": True, "clone": str(clone), "python": None}
     found = card_reference.measure(job, row)
     assert found["seconds"] > 0
-    weights = sum(
-        tensor.numel() * 4
-        for role in compare_reference.NETWORKS
-        for tensor in card_reference.network_on_meta(compare.model_to_compare("tiny"), role).parameters()
-    )
+    model = compare.model_to_compare("tiny")
+    weights = sum(bytes_of(network_on_meta(model, role)) for role in compare_reference.NETWORKS)
     assert weights + (1 << 17) < found["peak"] < 10 * weights
     assert "torch's scaled_dot_product_attention" in found["attention"]
 

@@ -34,6 +34,13 @@ def test_an_operator_has_its_seconds_flops_and_bytes():
     assert times.bytes["t"] == 0
 
 
+def test_memory_that_is_shared_or_left_as_it_was_is_not_moved():
+    x = torch.ones(4, 8)
+    times = measured(lambda: (torch.ops.aten._unsafe_view(x, [8, 4]), torch.empty(99), torch.empty_like(x), x.clone()))
+    assert {name for name, moved in times.bytes.items() if moved} == {"clone"}
+    assert set(times.calls) >= {"_unsafe_view", "empty", "clone"}
+
+
 def test_a_repeated_tensor_is_read_once():
     row = torch.ones(1, 8)
     times = measured(lambda: row.expand(1000, 8) + 1)

@@ -15,7 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    flop_registry,
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from stableanimator_cli.engine.memory.peak_mode import PeakMemoryMode
 from stableanimator_cli.engine.throughput import Call, call_of
@@ -28,34 +33,28 @@ _PATCHES = threading.RLock()
 """Held while a count replaces functions and settings, which hold for all threads: ``sa app`` plans while it renders."""
 
 
-_CPU_ATTENTION: dict[object, Callable[..., int]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape)
-    ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient.shape, q.shape, k.shape, v.shape)
-    ),
-}
-"""Formulas that torch's table lacks."""
+def _add_formulas() -> None:
+    """Give torch's table the formulas that it lacks: the fused attention of CPUs, which cannot be decomposed."""
+    formulas = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+            lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
+        ),
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(gradient, query, key, value)
+        ),
+    }
+    for operator, formula in formulas.items():  # of shapes
+        if operator not in flop_registry:
+            register_flop_formula(operator)(formula)
 
 
-def has_flops(func: Any) -> bool:
-    """If an operator does products, whose FLOPs are counted."""
-    return func._overloadpacket in flop_registry or func._overloadpacket in _CPU_ATTENTION
-
-
-def flops_of(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """FLOPs of one call of an operator, 0 for one without products."""
-    packet = func._overloadpacket
-    if packet in _CPU_ATTENTION:
-        return _CPU_ATTENTION[packet](*args, **kwargs)
-    return flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0
+_add_formulas()
 
 
 class FlopCounter(TorchDispatchMode):
     """Count FLOPs in ``total``, two per multiply-add, and in ``calls`` by operator and shape.
 
-    The formulas are torch's. Torch's own counter also tracks modules, with hooks that keep the graphs of checkpointed
+    The formulas are torch's. Its own counter also tracks modules, with hooks that keep the graphs of checkpointed
     blocks alive; this one frees what the computation frees.
     """
 
@@ -66,12 +65,13 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not has_flops(func):
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is None:
             with self:  # the operators of its decomposition may have formulas
                 result = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if result is NotImplemented else result
         result = func(*args, **kwargs)
-        work = flops_of(func, args, kwargs, result)
+        work = formula(*args, **kwargs, out_val=result)
         self.total += work
         call = call_of(func, args, kwargs)
         if call is not None:

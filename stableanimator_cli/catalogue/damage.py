@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from stableanimator_cli.catalogue.home import BUILTIN, cache_dir
 from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, nearest_or_all, read
-from stableanimator_cli.catalogue.weight_files import WEIGHT_SUFFIXES
-from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
+from stableanimator_cli.catalogue.weight_files import weights_read
+from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError, command
 
 _LFS = b"version https://git-lfs"
 _COPY = "copy it again from where its folder comes from"
@@ -18,11 +18,10 @@ _COPY = "copy it again from where its folder comes from"
 def check_size(path: Path, expected: int | None) -> None:
     """Raise ``ModelDamaged`` for a git-lfs pointer, and for a file of another size than recorded, None if it is not.
 
-    Of a folder, its weights are checked.
+    Of a folder, the weights that are read are checked.
     """
-    for file in sorted(path.iterdir()) if path.is_dir() else ():
-        if file.suffix in WEIGHT_SUFFIXES:
-            check_size(file, None)
+    for file in weights_read(path) if path.is_dir() else ():
+        check_size(file, None)
     if not path.is_file():
         return
     size = path.stat().st_size

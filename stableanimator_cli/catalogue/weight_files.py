@@ -5,6 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".onnx")
+GGUF = ".gguf"
+
+
+def weights_read(folder: Path) -> list[Path]:
+    """Weight files of a network's ``folder`` that are read.
+
+    GGUF files come before all others, safetensors before pickles, and variants (``model.fp16.safetensors``) are not
+    read beside safetensors without one. A clone of a repository with git-lfs may have only pointers for the others.
+    """
+    files = sorted(file for file in folder.iterdir() if file.suffix in (GGUF, *WEIGHT_SUFFIXES))
+    quantized = [file for file in files if file.suffix == GGUF]
+    tensors = [file for file in files if file.suffix == ".safetensors"]
+    plain = [file for file in tensors if "." not in file.stem]
+    onnx = [file for file in files if file.suffix == ".onnx"]
+    return quantized or (plain or tensors) + onnx or files
 
 
 def weight_names(name: str) -> tuple[str, ...]:

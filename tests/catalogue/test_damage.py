@@ -64,6 +64,29 @@ def test_a_git_lfs_pointer_that_no_model_toml_lists_is_named_by_a_plan(
     assert "hint: run `git lfs pull` in its folder, or copy it again" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("pulled", "pointers"),
+    [
+        ("model.safetensors", ("pytorch_model.bin", "model.fp16.safetensors", "pytorch_model.fp16.bin")),
+        ("diffusion_pytorch_model-00001-of-00001.safetensors", ("diffusion_pytorch_model.fp16.safetensors",)),
+        ("q8.gguf", ("diffusion_pytorch_model-00001-of-00002.safetensors",)),
+    ],
+)
+def test_pointers_of_git_lfs_beside_the_file_that_is_read_are_left(
+    tmp_path: Path, pulled: str, pointers: tuple[str, ...]
+) -> None:
+    """`git lfs pull --include` downloads one of several forms of a network."""
+    for name in pointers:
+        (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ModelDamaged, match="git-lfs pointer"):
+        check_size(tmp_path, None)
+    (tmp_path / pulled).write_bytes(b"weights")
+    check_size(tmp_path, None)
+    (tmp_path / pulled).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ModelDamaged, match=f"{pulled}: found a git-lfs pointer"):
+        check_size(tmp_path, None)
+
+
 def test_files_of_a_folder_are_read_once_too(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, read = catalogue.open_model(str(copied)), list[Path]()
     (folder,) = (path for path in model.files.values() if path.is_dir())

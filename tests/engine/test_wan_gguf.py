@@ -152,6 +152,15 @@ def test_a_quantised_file_predicts_nearly_the_same(plain, quantized):
     assert 0 < error < 0.02
 
 
+def test_pointers_of_git_lfs_beside_a_quantised_file_are_not_read(quantized):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (quantized / "transformer" / "diffusion_pytorch_model-00001-of-00002.safetensors").write_bytes(pointer)
+    assert prediction(quantized)[1] == torch.uint8
+    (quantized / "transformer" / "q8.gguf").write_bytes(pointer)
+    with pytest.raises(ModelDamaged, match=r"q8\.gguf: found a git-lfs pointer"):
+        open_animator(quantized)
+
+
 def test_a_file_that_lacks_a_tensor_is_refused(plain, quantized):
     state = original(state_of(plain))
     del state["blocks.1.cross_attn.v.weight"]

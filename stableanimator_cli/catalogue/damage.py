@@ -82,11 +82,13 @@ def fetch_again(path: Path) -> str:
 def _fetch_into_cache(path: Path, name: str, inner: PurePosixPath) -> str:
     """The hint for ``path``, the file ``inner`` of the model ``name``. ``sa models pull`` replaces a damaged file only
     if its digest is recorded; an imported model has no addresses."""
-    entry, pull = _entry(name), f"`sa models pull {name}`"
+    entry = _entry(name)
     rows = () if entry is None else entry.files
+    listed = [row for row in rows if _same_network(inner, row.path)]
+    pull = f"`sa models pull {name}{' --all' * any(row.optional for row in listed)}`"
     if entry is not None and not entry.has_addresses:
         return _COPY if path.is_symlink() else "delete it, then import its folder again: `sa models import FOLDER`"
-    if any(_same_network(inner, row.path) and (row.sha256 is None or row.path != str(inner)) for row in rows):
+    if any(row.sha256 is None or row.path != str(inner) for row in listed):
         return f"delete it, and {pull} downloads it again"
     return f"download it again: {pull}"
 

@@ -133,6 +133,8 @@ def test_the_hint_of_a_file_that_a_download_would_leave_deletes_it_first(home: P
         "delete it, and `sa models pull vjepa-vith16` downloads it again"
     )
     assert fetch_again(home / "models/stableanimator/unet.safetensors").startswith("delete it, and `sa models pull")
+    optional = home / "models/svd-xt/unet/diffusion_pytorch_model.fp16.safetensors"
+    assert fetch_again(optional) == "download it again: `sa models pull svd-xt --all`"
     assert fetch_again(home / "models/lpips/vgg.pth") == "download it again: `sa models pull lpips`"
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 NOTE = "stableanimator-cli.json"
 """Note beside exported weights, for what their files cannot hold."""
 
+EXPORT_ALL = "export all networks of the run: `sa train --resume RUN --export model -o FOLDER`"
+"""The hint for exported networks of other sizes than SVD's, which no download completes."""
+
 SIGNS = "Animation/unet.pth, unet.pth, an SVD folder (vae/, image_encoder/), DWPose/ or antelopev2/"
 """Signs of a layout, for messages."""
 
@@ -86,7 +89,7 @@ class Layout:
         """The error for missing networks that must have other sizes than SVD's: no download has them."""
         return ModelMissing(
             f"{self.folder}: its networks have other sizes than SVD's, and lack {', '.join(roles)} of these sizes",
-            hint="export all networks of the run: `sa train --resume RUN --export model -o FOLDER`",
+            hint=EXPORT_ALL,
         )
 
 

@@ -144,6 +144,10 @@ def _is_listed(found: Entry, path: str) -> bool:
 
 
 def _layout(job: _Job, layout: layouts.Layout) -> None:
+    if not layout.fits_svd:
+        raise BadInput.because(
+            layout.folder, "its networks have other sizes than the released ones", hint=layouts.EXPORT_ALL
+        )
     order = catalogue.entry(layout.primary).face_channel_order
     if layout.face_channel_order not in (None, order):
         raise BadInput(

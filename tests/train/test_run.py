@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.catalogue.register import import_folder
 from stableanimator_cli.config.schema import from_mapping, read_toml
 from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, ModelDamaged, ModelMissing
@@ -305,6 +306,10 @@ def test_an_export_of_other_sizes_than_svds_is_completed_by_no_download(whole, t
     assert caught.value.downloads == ()
     assert "--export model" in str(caught.value.hint)
     note = tmp_path / "up/stableanimator-cli.json"
+    note.write_text('{"face_channel_order": "rgb", "fits_svd": false}')
+    with pytest.raises(BadInput, match="other sizes than the released ones") as refused:
+        import_folder(tmp_path / "up")
+    assert refused.value.hint == caught.value.hint
     note.write_text('{"face_channel_order": "bgr"}')  # of SVD's sizes
     with pytest.raises(ModelMissing, match="lacks vae") as caught:
         catalogue.open_model(tmp_path / "up", NETWORKS)

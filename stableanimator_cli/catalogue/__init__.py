@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from stableanimator_cli import backbone_facts
 from stableanimator_cli.catalogue import hub, layouts, pipelines
 from stableanimator_cli.catalogue.configs import read_config
-from stableanimator_cli.catalogue.damage import check_size, in_utf8, no_entry
+from stableanimator_cli.catalogue.damage import check_size, in_utf8, missing_need, no_entry
 from stableanimator_cli.catalogue.home import BUILTIN, cache_dir, expanded
 from stableanimator_cli.catalogue.needed import Needed, needed
-from stableanimator_cli.catalogue.schema import FILE_NAME, Component, Entry, nearest_or_all, read
+from stableanimator_cli.catalogue.schema import FILE_NAME, Component, Entry, read
 from stableanimator_cli.catalogue.weight_files import WEIGHT_SUFFIXES, weight_names
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
 
@@ -272,10 +272,7 @@ def with_needs(found: Entry) -> Iterator[Entry]:
         for need in owner.needs:
             folder = owner.folder / expanded(need)
             if need not in names() and not os.path.isfile(folder / FILE_NAME):
-                raise ModelDamaged(
-                    f"{owner.folder / FILE_NAME}: needs: found {need!r}, expected a catalogue name or a model folder",
-                    hint=nearest_or_all(need, names()),
-                )
+                raise missing_need(owner, need, names())
             other = entry(need) if need in names() else read(folder)
             if other.folder.resolve() not in seen:
                 seen.add(other.folder.resolve())

@@ -68,6 +68,20 @@ def no_entry(name: str, cached: Path, known: Iterable[str]) -> ModelMissing:
     return ModelMissing(f"no model named {name!r} in the catalogue", hint=nearest_or_all(name, known))
 
 
+def missing_need(owner: Entry, need: str, known: Iterable[str]) -> ModelDamaged:
+    """The error for a need of ``owner`` that is neither a ``known`` name nor a model folder. A checkpoint needs the
+    model that its training started from by its place."""
+    file, run = owner.folder / FILE_NAME, owner.folder.resolve().parent.parent
+    hint = nearest_or_all(need, known)
+    if "/" in need:
+        hint = (
+            f"move the model back to {os.path.normpath(owner.folder.resolve() / need)}, or name its new place in {file}"
+        )
+        if (run / "config.toml").is_file():
+            hint = f"if it was moved, name its new place: `{command('sa', 'train', '--resume', run)} --model FOLDER`"
+    return ModelDamaged(f"{file}: needs: found {need!r}, expected a catalogue name or a model folder", hint=hint)
+
+
 def fetch_again(path: Path) -> str:
     """The hint for a damaged file of a model: only files in the cache are downloaded again by ``sa models pull``."""
     models, path = cache_dir() / "models", path.absolute()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.config.train import TrainConfig
-from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, OutOfMemory
+from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged, ModelMissing, OutOfMemory
 from stableanimator_cli.media import write_image
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import resume, run
@@ -73,6 +73,20 @@ def test_a_base_model_that_was_moved_is_named_beside_resume(data, tmp_path, requ
     for step in (1, 2, 3):  # the earlier checkpoints are model folders again
         found = catalogue.open_model(out / f"checkpoints/step-{step}", NETWORKS)
         assert found.files["vae"].resolve().is_relative_to(place)
+
+
+def test_a_checkpoint_without_its_base_model_names_the_command_that_finds_it_again(data, tiny_model, tmp_path):
+    model, out = Path(shutil.copytree(tiny_model, tmp_path / "model")), tmp_path / "run"
+    run.run(flags=flags(data, model, out))
+    moved(model, tmp_path / "elsewhere/m")
+    with pytest.raises(ModelDamaged, match="needs: found") as caught:
+        catalogue.open_model(out / "model")
+    assert caught.value.hint == f"if it was moved, name its new place: `sa train --resume {out} --model FOLDER`"
+    alone = shutil.copytree(out / "checkpoints/step-1", tmp_path / "alone/step-1")
+    with pytest.raises(ModelDamaged, match="needs: found") as caught:
+        catalogue.open_model(alone)
+    assert str(caught.value.hint).startswith("move the model back to ")
+    assert "new place in " in str(caught.value.hint)
 
 
 def test_a_moved_run_and_a_copied_base_model_are_the_same_training(data, tiny_model, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,7 @@ class DrivingFrames:
             own = clip.fps or mean_rate(times)
             order, rate = _at_rate(times, own, self.config.fps)
             start, end, motion_times = times[0], times[-1] + 1 / own, tuple(times[index] for index in order)
+            self._warn_of_equal_times(times, order, clip.path)
         people = None if fitted is None else people_of_frames(fitted, [first + index for index in order])
         return Driving(
             skeletons=skeletons.reordered(order),
@@ -159,6 +161,7 @@ class DrivingFrames:
             times = [motion.times[index] for index in indices]
             order, rate = _at_rate(times, fps or mean_rate(motion.times), self.config.fps)
             motion_times = tuple(times[index] for index in order)
+            self._warn_of_equal_times(times, order, path)
         people = people_of_frames(fitted, [indices[index] for index in order])
         if isinstance(self.config.people.person, tuple):
             absent = [str(number) for number in numbers_of(motion) if number not in people.track]
@@ -175,6 +178,14 @@ class DrivingFrames:
             motion_frames=tuple(indices[index] for index in order),
             motion_times=motion_times,
         )
+
+    def _warn_of_equal_times(self, times: Sequence[Fraction], order: Sequence[int], path: Path) -> None:
+        shown = set(order)
+        hidden = sum(time == later and i not in shown for i, (time, later) in enumerate(pairwise(times)))
+        if hidden:
+            self.reporter.warning(
+                f"{path.name}: {hidden} of {len(times)} frames have the time of the next one, which is shown instead"
+            )
 
     def _drawn(self, motion: Motion, indices: Sequence[int]) -> PoseFrames:
         draw = SKELETONS[self.facts.skeleton or STYLE]

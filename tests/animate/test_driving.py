@@ -130,6 +130,18 @@ def test_varying_times_become_a_constant_rate(tmp_path):
     np.testing.assert_array_equal(pictures(driving), np.stack(skeletons(4))[[0, 1, 1, 1, 1, 2, 3, 3]])
 
 
+def test_frames_that_the_next_one_hides_are_counted(tmp_path):
+    motion, heard = waving(12), Heard()
+    times = [Fraction(index, 8) for index in range(12)]
+    times[2:5] = [times[4]] * 3
+    path = save_motion(tmp_path / "poses.npz", replace(motion, times=tuple(times)))
+    shown = driven(path, reporter=heard).motion_frames
+    assert not {2, 3} & set(shown)
+    assert heard.warnings == ["poses.npz: 2 of 12 frames have the time of the next one, which is shown instead"]
+    driven(save_motion(path, replace(motion, times=tuple(Fraction(index, 8) for index in range(12)))), reporter=heard)
+    assert len(heard.warnings) == 1
+
+
 def test_a_video_of_varying_rate_keeps_its_duration(tmp_path):
     path = make_video(
         tmp_path / "vfr.mkv", skeletons(4), codec="ffv1", pix_fmt="bgr0", ticks=[0, 100, 500, 600], fps=10

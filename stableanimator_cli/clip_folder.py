@@ -19,6 +19,7 @@ from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, resample, take
 from stableanimator_cli.motion.motion_file import FARTHEST, LONGEST_SIDE, load_motion, read_arrays, write_arrays
+from stableanimator_cli.motion.repair import Gap, Repairs
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.readers_fields import Fields, shown
 from stableanimator_cli.records import ChannelOrder, Clip, Face, Motion
@@ -169,6 +170,11 @@ class ClipFolder:
             hint="bring the video back to where it was, or run `sa preprocess --source copy` where it is",
         )  # fmt: skip
 
+    @property
+    def repairs(self) -> Repairs:
+        """Changes of the motion after detection."""
+        return _repairs(Fields.of(self.record, self.path / RECORD, "the record of a clip", hint=_AGAIN))
+
     def motion(self) -> Motion:
         motion = load_motion(self.path / MOTION)
         if len(motion) != self.frames:
@@ -235,9 +241,24 @@ def _check_record(fields: Fields) -> None:
         inner = quality.fields(key) if isinstance(value, dict) else quality
         for name in inner.table if inner is not quality else (key,):
             inner.number(name, default=None)
+    _repairs(fields)
+
+
+def _repairs(fields: Fields) -> Repairs:
+    """What a record says of repairs. Raises ``BadInput`` for values of another type or out of range."""
     repairs = fields.fields("repairs", default={})
-    for key in ("frames", "points"):
-        repairs.whole(key, default=0)
+    gaps = (
+        Gap(track=gap.whole("track"), first=gap.whole("first"), stop=gap.whole("stop"), filled=gap.flag("filled"))
+        for gap in repairs.rows("gaps", default=[])
+    )
+    return Repairs(
+        frames=repairs.whole("frames", default=0),
+        points=repairs.whole("points", default=0),
+        emptied=repairs.whole("emptied", default=0),
+        gaps=tuple(gaps),
+        smooth=repairs.number("smooth", 0, default=0),
+        moved=repairs.number("moved", 0, default=0),
+    )
 
 
 def _check_rate(fields: Fields, key: str) -> None:

@@ -241,6 +241,7 @@ def _write_poses_of_clip(
     audio = _audio_source(folder.source, bool(folder.record.get("audio")), source.path.name, reporter)
     motion, alignment = align_to(reference, folder.motion(), job.config, reporter)
     poses = write_poses_and_preview(job.config, motion, alignment, reference, reporter, audio_from=audio)
+    reporter.info(f"{source.path.name}: {folder.repairs.describe()}")
     poses["repairs"] = dict(folder.record["repairs"])
     return replace(report, poses=poses)
 

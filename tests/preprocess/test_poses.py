@@ -105,7 +105,10 @@ def test_the_report_of_poses_is_the_same_with_and_without_clips(preprocess, tmp_
     video = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(20, missing=(7,)), fps=NTSC)
     alone = preprocess(video, poses=tmp_path / "poses.mp4").to_json()["poses"]
     for _ in range(2):  # the second time the clip is found finished
-        assert preprocess(video, poses=tmp_path / "poses.mp4", output=tmp_path / "clips").to_json()["poses"] == alone
+        heard = Heard()
+        report = preprocess(video, poses=tmp_path / "poses.mp4", output=tmp_path / "clips", reporter=heard)
+        assert report.to_json()["poses"] == alone
+        assert heard.notes.count("dance.mp4: 1 frames filled in 1 gaps, 0 points filled") == 1
     assert alone["repairs"]["frames"] == 1
 
 

@@ -122,3 +122,9 @@ class ModelFolder:
     def networks(self) -> tuple[str, ...]:
         """Roles that the backbone needs."""
         return self.facts.networks
+
+    @property
+    def longest_window(self) -> int | None:
+        """The largest number of frames that the networks know at once; None without a limit."""
+        limits = [self.configs.get(role, {}).get("motion_max_seq_length") for role in self.facts.longest_window]
+        return next((limit for limit in reversed(limits) if limit is not None), None)

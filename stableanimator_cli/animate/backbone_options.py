@@ -40,16 +40,10 @@ def check_backbone_options(config: AnimateConfig, model: ModelFolder) -> None:
     first, last = config.sampling.guidance
     if facts.frame_stride > 1 and first != last:
         raise ConfigError("--guidance", dump_guidance(config.sampling.guidance), f"one number with {model.name}")
-    longest = longest_window(model)
+    longest = model.longest_window
     if longest is not None and config.windows.length > longest:
         expected = f"at most {longest}, the frames that the motion modules of {model.name} know"
         raise ConfigError("--window", config.windows.length, expected)
-
-
-def longest_window(model: ModelFolder) -> int | None:
-    """The largest number of frames of a window; None without a limit."""
-    limits = [model.configs.get(role, {}).get("motion_max_seq_length") for role in model.facts.longest_window]
-    return next((limit for limit in reversed(limits) if limit is not None), None)
 
 
 def _option(config: AnimateConfig, path: str) -> tuple[str, Any, Any, Any]:

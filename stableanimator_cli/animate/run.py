@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import catalogue, clip_folder, distributed
-from stableanimator_cli.animate.backbone_options import check_backbone_options, longest_window
+from stableanimator_cli.animate.backbone_options import check_backbone_options
 from stableanimator_cli.animate.inputs import check_inputs
 from stableanimator_cli.animate.no_effect import options_without_effect
 from stableanimator_cli.cards import USER_TABLE, find_card
@@ -159,7 +159,7 @@ def resolve_config(
 
 def _shorter_window(defaults: Mapping[str, Any], model: ModelFolder) -> int | None:
     """The longest window of ``model`` if that is shorter than the one of ``defaults``."""
-    longest = longest_window(model)
+    longest = model.longest_window
     usual = int(defaults.get("window", WindowConfig().length))
     return longest if longest is not None and longest < usual else None
 

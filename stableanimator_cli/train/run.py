@@ -90,6 +90,7 @@ def _run(
         if first:
             _warn_of_random_layers(config, reporter)
     _check_ranks(config, world)
+    _check_frames(config, model)
 
     if plan_only:
         from stableanimator_cli.train.pipeline import plan
@@ -152,6 +153,19 @@ def _with_model_defaults(
         expected = f"off: {model.name} was trained without it"
         raise ConfigError("--face-encoder", "on", expected, hint="leave --face-encoder out, or use another --model")
     return config
+
+
+def _check_frames(config: TrainConfig, model: ModelFolder) -> None:
+    """Refuse clips of more frames than the motion modules of ``model`` know."""
+    longest = model.longest_window
+    counts = [("--frames", stage.frames) for stage in config.stage or ()]
+    if config.validation.of is not None:
+        counts.append(("--validate-frames", config.validation.frames))
+    for flag, frames in counts:
+        if longest is not None and frames > longest:
+            raise ConfigError(
+                flag, frames, f"at most {longest}, the frames that the motion modules of {model.name} know"
+            )
 
 
 def _check_lora(config: TrainConfig, model: ModelFolder) -> None:

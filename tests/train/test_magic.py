@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.engine.weights import loaders
-from stableanimator_cli.errors import ConfigError, ModelMissing
+from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
 from stableanimator_cli.progress import NullReporter, WarningLog
 from stableanimator_cli.train import checkpoint, run
 from stableanimator_cli.train.metrics_log import read_metrics
@@ -57,6 +57,23 @@ class Notes(NullReporter):
 
     def info(self, text: str) -> None:
         self.lines.append(text)
+
+
+@pytest.mark.parametrize("plan_only", [True, False])
+@pytest.mark.parametrize("more", [{"frames": 13}, {"validate_frames": 13}])
+def test_more_frames_than_the_motion_modules_know_are_refused(data, published, tmp_path, more, plan_only):
+    flags = {
+        "dataset": [data], "model": str(published), "output": tmp_path / "run", "backbone": "magic", "steps": 1,
+        "frames": 12, "validate": [data], "sizes": "64x64",
+    }  # fmt: skip
+    with pytest.raises(
+        ConfigError, match="found 13, expected at most 12, the frames that the motion modules"
+    ) as caught:
+        run.run(flags=flags | more, plan_only=plan_only, reporter=NullReporter())
+    assert str(caught.value).startswith("--" + next(iter(more)).replace("_", "-"))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(BadInput, match="all shorter than 12 frames"):  # 12 frames are not refused
+        run.run(flags=flags, plan_only=plan_only, reporter=NullReporter())
 
 
 def test_a_checkpoint_is_a_model_folder_of_its_backbone(whole, published):

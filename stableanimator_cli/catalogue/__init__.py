@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stableanimator_cli import backbone_facts
 from stableanimator_cli.catalogue import hub, layouts, pipelines
 from stableanimator_cli.catalogue.configs import read_config
-from stableanimator_cli.catalogue.damage import check_size, in_utf8, missing_need, no_entry
+from stableanimator_cli.catalogue.damage import broken_base, check_size, in_utf8, missing_need, no_entry
 from stableanimator_cli.catalogue.home import BUILTIN, cache_dir, expanded
 from stableanimator_cli.catalogue.needed import Needed, needed
 from stableanimator_cli.catalogue.schema import FILE_NAME, Component, Entry, read
@@ -367,6 +367,7 @@ def _missing(
     downloads = tuple(owner for owner in owners if owner in names() and entry(owner).has_addresses)
     optional = any(parts[role].optional for role in roles if role in parts)
     hint: str | tuple[str, ...] = f"copy it to that folder, or name its path in {found.folder / FILE_NAME}"
+    hint = broken_base(found.folder) or hint
     if catalogued:
         hint = entry(owners[0]).by_hand if owners[0] in names() else found.by_hand
     if downloads:

@@ -71,15 +71,30 @@ def no_entry(name: str, cached: Path, known: Iterable[str]) -> ModelMissing:
 def missing_need(owner: Entry, need: str, known: Iterable[str]) -> ModelDamaged:
     """The error for a need of ``owner`` that is neither a ``known`` name nor a model folder. A checkpoint needs the
     model that its training started from by its place."""
-    file, run = owner.folder / FILE_NAME, owner.folder.resolve().parent.parent
+    file = owner.folder / FILE_NAME
     hint = nearest_or_all(need, known)
     if "/" in need:
         hint = (
             f"move the model back to {os.path.normpath(owner.folder.resolve() / need)}, or name its new place in {file}"
         )
-        if (run / "config.toml").is_file():
-            hint = f"if it was moved, name its new place: `{command('sa', 'train', '--resume', run)} --model FOLDER`"
+        hint = _of_moved_base(owner.folder) or hint
     return ModelDamaged(f"{file}: needs: found {need!r}, expected a catalogue name or a model folder", hint=hint)
+
+
+def broken_base(folder: Path) -> str | None:
+    """The hint for a checkpoint ``folder`` whose run links to files of its base model that do not exist, else None."""
+    base = folder.resolve().parent.parent / "base"
+    links = [path for path in base.iterdir() if path.is_symlink()] if base.is_dir() else []
+    return None if all(path.exists() for path in links) else _of_moved_base(folder)
+
+
+def _of_moved_base(folder: Path) -> str | None:
+    run = folder.resolve().parent.parent
+    if not (run / "config.toml").is_file():
+        return None
+    return (
+        f"if the base model was moved, name its new place: `{command('sa', 'train', '--resume', run)} --model FOLDER`"
+    )
 
 
 def fetch_again(path: Path) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.config.train import TrainConfig
-from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged, ModelMissing, OutOfMemory
+from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged, ModelMissing, OutOfMemory, SaError
 from stableanimator_cli.media import write_image
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import resume, run
@@ -64,6 +64,9 @@ def test_a_base_model_that_was_moved_is_named_beside_resume(data, tmp_path, requ
     clips = write_upstream(tmp_path / "data/rec/00001", 4)  # of no channel order
     run.run(flags=flags(clips, model, out, batch=1, face="off", train="adapters"))
     place = moved(model, tmp_path / "elsewhere/m")
+    with pytest.raises(SaError, match=r"needs: found|lacks vae") as lost:
+        catalogue.open_model(out / "model", NETWORKS)
+    assert f"`sa train --resume {out} --model FOLDER`" in str(lost.value.hint)
     with pytest.raises(ModelMissing, match="model: no such model folder") as caught:
         run.run(flags={"steps": 2}, resumed=out)
     assert caught.value.hint == "if it was moved, name its new place beside --resume: --model FOLDER"
@@ -81,7 +84,10 @@ def test_a_checkpoint_without_its_base_model_names_the_command_that_finds_it_aga
     moved(model, tmp_path / "elsewhere/m")
     with pytest.raises(ModelDamaged, match="needs: found") as caught:
         catalogue.open_model(out / "model")
-    assert caught.value.hint == f"if it was moved, name its new place: `sa train --resume {out} --model FOLDER`"
+    assert (
+        caught.value.hint
+        == f"if the base model was moved, name its new place: `sa train --resume {out} --model FOLDER`"
+    )
     alone = shutil.copytree(out / "checkpoints/step-1", tmp_path / "alone/step-1")
     with pytest.raises(ModelDamaged, match="needs: found") as caught:
         catalogue.open_model(alone)

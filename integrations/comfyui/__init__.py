@@ -111,6 +111,7 @@ class Animate:
         width: int,
         height: int,
         allow_no_face: bool = False,
+        hide_reference_face: bool = False,
         person: str = "",
         pair: str = "",
         faces: Any = None,
@@ -127,6 +128,8 @@ class Animate:
         if len(owners) != len(images):
             raise ConfigError("faces_of", faces_of, f"{len(images)} number(s), one per image of faces")
         options |= {name: value.strip() for name, value in (("person", person), ("pair", pair)) if value.strip()}
+        if hide_reference_face:  # else the model's own, which may be another one than off
+            options["hide_reference_face"] = "all"
         with tempfile.TemporaryDirectory() as folder:
             path = _write(Path(folder) / "reference.png", reference[0])
             others = [

@@ -9,7 +9,7 @@ import numpy as np
 
 from stableanimator_cli.animate.driving_frames import Driving
 from stableanimator_cli.animate.inputs import read_reference
-from stableanimator_cli.animate.people import PersonFace, pair_people, person_of_video, regions_of
+from stableanimator_cli.animate.people import PersonFace, left_to_right, pair_people, person_of_video, regions_of
 from stableanimator_cli.animate.reference_face import ReferenceFace, mode_of
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
@@ -20,7 +20,7 @@ from stableanimator_cli.errors import NoFace
 from stableanimator_cli.media.image import unused_content
 from stableanimator_cli.motion.track import PersonSelector
 from stableanimator_cli.progress import Reporter
-from stableanimator_cli.records import ModelFolder, Motion
+from stableanimator_cli.records import Face, ModelFolder, Motion
 
 
 def people_in_video(
@@ -75,8 +75,7 @@ def with_people(
     reporter: Reporter,
 ) -> ReferenceFace:
     """``reference`` with the people of ``driving`` who have a face of their own; the choice is reported."""
-    name, motion = config.reference.name, driving.people
-    known = [face for face in reference.faces if face.embedding is not None]
+    name, motion, known = config.reference.name, driving.people, _known(reference)
     people = () if motion is None else pair_people(config, motion, driving.numbers, known, image, others)
     if not people:
         if len(known) > 1:
@@ -96,23 +95,50 @@ def with_people(
     return ReferenceFace(vector=people[0].vector, faces=reference.faces, people=people)
 
 
-def report_visible_faces(
+def hidden_faces(
     config: AnimateConfig, model: ModelFolder, image: np.ndarray, driving: Driving, reference: ReferenceFace,
     reporter: Reporter,
-) -> None:  # fmt: skip
-    """Report that people with other faces than by default are mixed with the faces that REFERENCE shows."""
-    motion = driving.people
-    if config.hide_reference_face or not (model.facts.embeds_face and reference.faces and reference.people and motion):
-        return
-    known = [face for face in reference.faces if face.embedding is not None]
+) -> tuple[Face, ...]:  # fmt: skip
+    """Faces of REFERENCE that are hidden. Those of people who get others' faces are reported, hidden or not."""
+    if config.hide_reference_face == "all":
+        return reference.faces
+    replaced, own = _replaced_faces(config, model, image, driving, reference)
+    name, hidden = config.reference.name, sorted(replaced - own)
+    if config.hide_reference_face == "exchanged" and hidden:
+        which = f"face {hidden[0]} is" if len(hidden) == 1 else f"faces {', '.join(map(str, hidden))} are"
+        reporter.info(f"{name}: {which} hidden: the network would mix what it shows with the other face")
+        ordered = left_to_right(_known(reference))
+        return tuple(ordered[number] for number in hidden)
+    if replaced:
+        hint = "; --hide-reference-face hides them, for models trained so" if hidden else ""
+        reporter.info(
+            f"{name}: the network also sees the faces that it shows, and mixes them with those of others{hint}"
+        )
+    return ()
+
+
+def _replaced_faces(
+    config: AnimateConfig, model: ModelFolder, image: np.ndarray, driving: Driving, reference: ReferenceFace
+) -> tuple[set[int], set[int]]:
+    """Numbers of the faces of people who get others' faces, and of those who get their own."""
+    motion, known, replaced, own = driving.people, _known(reference), set[int](), set[int]()
+    if not (model.facts.embeds_face and known and reference.people and motion):
+        return replaced, own
     unnamed = replace(config, people=replace(config.people, pair=None, face_of=()))
     usual = {one.index: one.face_number for one in pair_people(unnamed, motion, driving.numbers, known, image, {})}
-    usual = usual or dict.fromkeys(range(len(motion.track)), 0)  # all of them have the one face
-    if any(one.face_number != usual.get(one.index, one.face_number) for one in reference.people):
-        reporter.info(
-            f"{config.reference.name}: the network also sees the faces that it shows, and mixes them with those of "
-            "others; --hide-reference-face hides them, for models trained so"
-        )
+    if not usual:  # all of them have the one face
+        largest = next(number for number, face in enumerate(left_to_right(known)) if face is known[0])
+        usual = dict.fromkeys(range(len(motion.track)), largest)
+    for one in reference.people:
+        number = usual.get(one.index)
+        if number is not None:
+            (own if one.face_number == number else replaced).add(number)
+    return replaced, own
+
+
+def _known(reference: ReferenceFace) -> list[Face]:
+    """The faces of REFERENCE with an embedding, largest first."""
+    return [face for face in reference.faces if face.embedding is not None]
 
 
 def warn_of_shared_face(

@@ -17,9 +17,9 @@ from stableanimator_cli.animate.inputs import read_reference
 from stableanimator_cli.animate.people import most_faces, named_people
 from stableanimator_cli.animate.people_faces import (
     faces_for_unet,
+    hidden_faces,
     people_in_video,
     read_other_faces,
-    report_visible_faces,
     warn_of_shared_face,
     with_people,
 )
@@ -167,21 +167,21 @@ def prepare(
     report_crop(transform, config.reference, reporter)
     warn_of_unused_guidance(config.sampling, reporter)
     engine = engines.open(model, inputs.plan, id_mode=config.id_adapter or "distribution")
-    texture_error, hidden_faces, others = None, None, {}
+    texture_error, hidden, others = None, (), {}
     # the reference before the motion, which may be long: a missing face is reported at once
     if plan_only:
         face = reference_face.check_reference_face(config, engine, reporter)
     else:
         texture_error = reference_face.check_texture(config, engine, image, reporter)
         face = reference_face.detect_reference_face(config, engine, image, reporter)
-        hidden_faces = reference_face.hidden_boxes(config, face, transform)
+        reference_face.require_faces_to_hide(config, face)
         others = read_other_faces(config, engine, reporter)
     driving = inputs.motion()
     if plan_only and driving.people is not None:
         named_people(config.people, driving.people, driving.numbers, config.motion)
     elif not plan_only:
         face = with_people(face, config, image, driving, others, reporter)
-        report_visible_faces(config, model, image, driving, face, reporter)
+        hidden = hidden_faces(config, model, image, driving, face, reporter)
     warn_of_shared_face(config, model, driving, face, reporter)
     poses, anchor = driving.skeletons, None
     if config.windows.anchor == "reference" and face.people and driving.people is not None:
@@ -206,7 +206,7 @@ def prepare(
         decode=config.decode,
         noise_period=windows.length,
         has_anchor=windows.anchor == "reference",
-        hidden_faces=hidden_faces,
+        hidden_faces=reference_face.boxes_of(hidden, transform),
         streams=driving.streams,
     )
     warn_of_unguided(engine, request, reporter)

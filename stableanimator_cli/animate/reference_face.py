@@ -64,7 +64,7 @@ def detect_reference_face(
         vector = load_embedding(config.face_embedding)
         # without either of the two the face's box in the image is not needed
         optimised = "face" in engine.model.files and mode_of(config, engine.model) != "off"
-        faces = engine.faces().boxes(image) if optimised or config.hide_reference_face else ()
+        faces = engine.faces().boxes(image) if optimised or config.hide_reference_face == "all" else ()
         if config.hides_optimised_face and config.refine.face == "auto":
             reporter.info(f"no face is optimised: that would be towards the hidden one of {config.reference.name}")
         if faces and optimised:
@@ -97,16 +97,17 @@ def detect_reference_face(
     )
 
 
-def hidden_boxes(config: AnimateConfig, face: ReferenceFace, transform: ResizeTransform) -> np.ndarray | None:
-    """Boxes float[k,4] of the reference's faces after ``transform`` if they are hidden, else None.
-
-    Raises ``NoFace`` if there is none to hide.
-    """
-    if not config.hide_reference_face:
-        return None
-    if not face.faces:
+def require_faces_to_hide(config: AnimateConfig, face: ReferenceFace) -> None:
+    """Raise ``NoFace`` if all faces of the reference are to be hidden and it has none."""
+    if config.hide_reference_face == "all" and not face.faces:
         raise NoFace(f"{config.reference}: no face found to hide", hint="leave --hide-reference-face out")
-    corners = np.stack([one.box for one in face.faces]).reshape(-1, 2, 2)
+
+
+def boxes_of(faces: Sequence[Face], transform: ResizeTransform) -> np.ndarray | None:
+    """Boxes float[k,4] of faces of the reference after ``transform``; None without any."""
+    if not faces:
+        return None
+    corners = np.stack([one.box for one in faces]).reshape(-1, 2, 2)
     return transform.apply_points(corners).reshape(-1, 4)
 
 

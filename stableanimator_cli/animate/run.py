@@ -199,7 +199,7 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
         raise ConfigError("--refine-steps", dump_range(refine.steps), expected)
     if writes:
         _check_output(config)
-    if config.hide_reference_face:
+    if config.hide_reference_face == "all":
         _require_faces(model, "detector", "--hide-reference-face")
     _check_layers(config, model)
     face = uses_face(config, model)

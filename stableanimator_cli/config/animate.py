@@ -15,6 +15,7 @@ from typing import Literal
 from stableanimator_cli.backbone_facts import Schedule
 from stableanimator_cli.config.parse import (
     DEVICE,
+    HIDDEN_FACES,
     INTERVAL,
     OUTPUT,
     PREVIEWS,
@@ -35,6 +36,7 @@ from stableanimator_cli.config.parse import (
     parse_cache_interval,
     parse_fps,
     parse_guidance,
+    parse_hidden_faces,
     parse_interval,
     parse_output,
     parse_preview,
@@ -251,9 +253,12 @@ class AnimateConfig:
         help="ArcFace embedding (512 numbers) to use instead of the one detected in REFERENCE.")
     force: bool = option("--force", False, panel=FACE,
         help="Animate REFERENCE even if it is unlike the images that the model was trained on.")
-    hide_reference_face: bool = option("--hide-reference-face", False, panel=FACE,
-        help="Replace the faces of REFERENCE with noise, so that faces come from the face vectors alone: for other "
-        "people's faces (--face-embedding, --pair, --face-of), with models that were trained so.")
+    hide_reference_face: Literal["off", "exchanged", "all"] = option("--hide-reference-face", "off",
+        model_default=True, parse=parse_hidden_faces, bare="all", complete=HIDDEN_FACES, panel=FACE,
+        metavar="[all|exchanged|off]",
+        help="Replace faces of REFERENCE with noise, so that these faces come from the face vectors alone, with models "
+        "that were trained so. all, or nothing: every face, as for --face-embedding. exchanged: those of people who "
+        "get another's face (--pair, --face-of).")
     allow_no_face: bool = option("--allow-no-face", False, panel=FACE,
         help="Continue without an identity if REFERENCE shows no face.")
     preset: Literal["quick", "fast", "standard", "released", "paper"] = option("--preset", "standard",
@@ -285,7 +290,7 @@ class AnimateConfig:
     def hides_optimised_face(self) -> bool:
         """Whether face optimisation would be towards a face that is hidden: ``face_embedding`` replaces the vector of
         REFERENCE's face, and optimisation compares with its pixels."""
-        return self.hide_reference_face and self.face_embedding is not None
+        return self.hide_reference_face == "all" and self.face_embedding is not None
 
     @property
     def preview_path(self) -> Path:

@@ -110,6 +110,17 @@ def parse_preview(value: str | bool, label: str = "--preview") -> str:
     return value
 
 
+HIDDEN_FACES = ("off", "exchanged", "all")
+
+
+def parse_hidden_faces(value: str | bool, label: str = "--hide-reference-face") -> str:
+    """A word of ``HIDDEN_FACES``; true is ``all`` and false ``off``, as older versions wrote."""
+    if isinstance(value, bool):
+        return "all" if value else "off"
+    require(value in HIDDEN_FACES, label, value, f"one of {', '.join(HIDDEN_FACES)}, or true or false")
+    return value
+
+
 FRAME_NAME = "frame_%05d.png"
 OUTPUT_NAME = "out.mp4"
 """A name for a video, for hints where the given one leads to none."""

@@ -70,20 +70,56 @@ def test_each_person_gets_the_face_at_the_same_side(animate):
 def test_other_faces_than_those_of_the_reference_are_said_to_mix_with_them(animate, scene):
     """Not if each person has the face at the same side, and not if the faces of the reference are hidden."""
 
-    def reported(reference: str = "two.png", motion: str = "two.npz", **flags: object) -> bool:
+    def reported(reference: str = "two.png", motion: str = "two.npz", hide: object = "off", **flags: object) -> str:
         heard = Heard()
-        animate(reference, motion, reporter=heard, **flags)
-        return any("--hide-reference-face" in note for note in heard.notes)
+        animate(reference, motion, reporter=heard, hide_reference_face=hide, **flags)
+        (note,) = [note for note in heard.notes if "mixes them" in note or "hidden" in note] or [""]
+        return note
 
     other = str(scene / "other.png")
-    assert reported(pair="0:1,1:0")
-    assert reported(face_of=(f"1={other}",))
-    assert reported("one.png", "one.npz", face_of=(f"0={other}",))
-    assert not reported()
-    assert not reported(pair="0:0,1:1")
-    assert not reported(pair="0:0")
-    assert not reported("one.png", "one.npz", pair="0:0")
-    assert not reported(pair="0:1,1:0", hide_reference_face=True)
+    hint = "--hide-reference-face hides them"
+    assert hint in reported(pair="0:1,1:0")
+    assert hint in reported(face_of=(f"1={other}",))
+    assert hint in reported("one.png", "one.npz", face_of=(f"0={other}",))
+    assert "mixes them" in reported("one.png", face_of=(f"1={other}",))
+    assert "hide" not in reported("one.png", face_of=(f"1={other}",))  # it would hide the first person's own
+    for hide in ("off", "exchanged"):
+        assert not reported(hide=hide)
+        assert not reported(pair="0:0,1:1", hide=hide)
+        assert not reported(pair="0:0", hide=hide)
+        assert not reported("one.png", "one.npz", pair="0:0", hide=hide)
+    assert not reported(pair="0:1,1:0", hide=True)
+
+
+def test_exchanged_faces_are_hidden_and_own_ones_are_not(animate, scene, monkeypatch):
+    """As puppet's card says. Hidden boxes lie where the faces of the reference are."""
+    hidden, request = [], prepare.RenderRequest
+    monkeypatch.setattr(
+        "stableanimator_cli.animate.prepare.RenderRequest",
+        lambda **given: hidden.append(given["hidden_faces"]) or request(**given),
+    )
+
+    def found(reference: str = "two.png", motion: str = "two.npz", **flags: object) -> tuple[list[str], str]:
+        """Sides of the picture where a face is hidden, and what is reported of it."""
+        heard = Heard()
+        record, _ = animate(reference, motion, reporter=heard, **flags)
+        assert record["config"]["hide_reference_face"] == flags.get("hide_reference_face", "exchanged")
+        boxes = hidden.pop()
+        middles = [] if boxes is None else sorted((boxes[:, 0] + boxes[:, 2]) / 2)
+        sides = ["left" if middle < SIZE[0] / 2 else "right" for middle in middles]
+        notes = [note.removeprefix("two.png: ").partition(":")[0] for note in heard.notes if "hidden" in note]
+        return sides, "".join(notes)
+
+    other = str(scene / "other.png")
+    assert found() == ([], "")
+    assert found(pair="0:0,1:1") == ([], "")
+    assert found("one.png", face_of=(f"1={other}",)) == ([], "")
+    both, one = "faces 0, 1 are hidden", "face 1 is hidden"
+    assert found(pair="0:1,1:0") == (["left", "right"], both)
+    assert found(pair="0:1,1:0", hide_reference_face="off") == ([], "")
+    assert found(face_of=(f"1={other}",)) == (["right"], one)
+    assert found(face_of=(f"0={other}",)) == (["left"], one.replace("1", "0"))
+    assert found(face_of=(f"0={other}",), hide_reference_face="all") == (["left", "right"], "")
 
 
 def test_what_is_not_used_of_an_image_is_reported_once(animate, scene, tmp_path):

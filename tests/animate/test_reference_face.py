@@ -233,7 +233,7 @@ def test_a_hidden_reference_face_leaves_the_face_to_its_vector(animate, tmp_path
     flags = {"preset": "fast", "face_embedding": tmp_path / "other.npy"}
     _, plain = animate(**flags)
     record, hidden = animate(**flags, hide_reference_face=True, output=tmp_path / "hidden.mp4")
-    assert record["config"]["hide_reference_face"] is True
+    assert record["config"]["hide_reference_face"] == "all"
     assert (plain != hidden).any()
 
 

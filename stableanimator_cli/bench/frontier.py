@@ -39,14 +39,14 @@ from stableanimator_cli.files import locked_output
 from stableanimator_cli.metrics.paired import bca_interval
 from stableanimator_cli.records import NETWORKS, ModelFolder
 
-STEPS = (4, 6, 8, 10)
+STEPS = (4, 5, 6, 8)
 SCHEDULES = ("karras", "ays")
 SAMPLERS = ("euler", "dpmpp_2m")
-INTERVALS = ("off", "0.3:5", "0.3:20", "0.1:2")
+INTERVALS = ("0.3:200", "10:200", "0.3:5", "off")
+"""The first is that of the first round: all levels but the first, which is noise alone, and the last, which changes nothing."""
 TOLERANCE = {"face": 0.2, "sharpness": 0.03, "identity": 0.01, "keypoints": 0.003, "frame": 0.2, "gradients": 0.005}
 """Losses at which the first two rounds, whose few videos have wide intervals, no longer count a setting as good."""
 SURVIVORS = 3
-_INTERVAL = INTERVALS[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +153,16 @@ class Frontier:
 
 
 def first_round() -> list[Setting]:
-    """Every schedule, solver and number of steps, guided where details are made."""
+    """Every schedule, solver and number of steps, guided where it changes something."""
     return [
-        Setting.of(steps=steps, schedule=schedule, sampler=sampler, guidance_interval=_INTERVAL)
+        Setting.of(steps=steps, schedule=schedule, sampler=sampler, guidance_interval=INTERVALS[0])
         for steps, schedule, sampler in itertools.product(STEPS, SCHEDULES, SAMPLERS)
     ]
 
 
 def second_round(best: Iterable[Setting]) -> list[Setting]:
     """Other intervals of guidance, and cached deep features."""
-    intervals = [interval for interval in INTERVALS if interval != _INTERVAL]
-    changes = [*({"guidance_interval": interval} for interval in intervals), {"cache_features": 2}]
+    changes = [*({"guidance_interval": interval} for interval in INTERVALS[1:]), {"cache_features": 2}]
     return [setting.varied(**change) for setting in best for change in changes]
 
 

@@ -43,7 +43,7 @@ STEPS = (4, 5, 6, 8)
 SCHEDULES = ("karras", "ays")
 SAMPLERS = ("euler", "dpmpp_2m")
 INTERVALS = ("0.3:200", "10:200", "0.3:5", "off")
-"""The first is that of the first round: all levels but the first, which is noise alone, and the last, which changes nothing."""
+"""The first is that of the first round: without the highest level, which is noise alone, and the lowest ones."""
 TOLERANCE = {"face": 0.2, "sharpness": 0.03, "identity": 0.01, "keypoints": 0.003, "frame": 0.2, "gradients": 0.005}
 """Losses at which the first two rounds, whose few videos have wide intervals, no longer count a setting as good."""
 SURVIVORS = 3

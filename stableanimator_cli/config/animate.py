@@ -263,7 +263,7 @@ class AnimateConfig:
         help="Continue without an identity if REFERENCE shows no face.")
     preset: Literal["quick", "fast", "standard", "released", "paper"] = option("--preset", "standard",
         model_default=True,
-        help="Face optimisation. quick: none, and four steps by DPM-Solver++ 2M, guided where details are made "
+        help="Face optimisation. quick: none, and five steps, guided at all levels but the first and the last "
         "(approximate). fast: none. standard: crop, 2 iterations in late steps, if the model has a recogniser "
         "and the reference a face. released: full, 3 iterations, learning rate 0.1 decreasing linearly, Euler, as the "
         "authors' code. paper: Algorithm 1 as printed, 10 iterations, constant learning rate, in each of 25 steps "

@@ -20,10 +20,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         # measured by `sa bench frontier` on drawn figures (docs/performance.md); unknown of other weights
         "quick": {
             "refine_face": "off",
-            "steps": 4,
-            "schedule": "ays",
-            "sampler": "dpmpp_2m",
-            "guidance_interval": "0.3:5",
+            "steps": 5,
+            "schedule": "karras",
+            "sampler": "euler",
+            "guidance_interval": "0.3:200",  # all levels but the highest, which is noise alone, and the lowest
         },
         "fast": {"refine_face": "off"},
         # Late steps only: what earlier ones change is gone at the end, and two iterations there gained as much by a

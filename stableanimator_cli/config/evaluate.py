@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stableanimator_cli.config.parse import check_device, device_option, dump_paths, model_option
-from stableanimator_cli.config.schema import check_fields, option, paths_of, require
+from stableanimator_cli.config.paths import paths_of
+from stableanimator_cli.config.schema import check_fields, option, require
 from stableanimator_cli.errors import ConfigError
 
 PUBLISHED_BENCHES = ("tiktok", "unseen100")

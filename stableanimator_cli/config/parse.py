@@ -13,7 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from stableanimator_cli.config.schema import option, path_of, paths_of, require
+from stableanimator_cli.config.paths import path_of, paths_of
+from stableanimator_cli.config.schema import option, require
 from stableanimator_cli.errors import ConfigError
 
 # Panels of the help that several verbs have.

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stableanimator_cli.config.schema import check_fields, option, path_of
+from stableanimator_cli.config.paths import path_of
+from stableanimator_cli.config.schema import check_fields, option
 from stableanimator_cli.errors import ConfigError
 
 SEVERAL = "Several people"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from stableanimator_cli import readers
+from stableanimator_cli.config.paths import is_utf8, path_of
 from stableanimator_cli.errors import ConfigError, did_you_mean
 
 C = TypeVar("C")
@@ -93,18 +94,20 @@ def check_fields(config: Any) -> None:
     """Check every ``Literal`` field against its choices and every number against its range; for ``__post_init__``."""
     hints = _hints(type(config))
     for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        inner, optional = _without_none(hints[item.name])
-        if optional and value is None:
-            continue
-        label = item.metadata.get("flag", item.name)
-        if get_origin(inner) is Literal:
-            _choice(value, get_args(inner), label)
-        elif inner in (int, float):
-            bounds = item.metadata.get("bounds", {})
-            inside = all(_COMPARE[name](value, bound) for name, bound in bounds.items())
-            finite = inner is int or math.isfinite(value)
-            require(inside and finite, label, value, describe_range(bounds))
+        _check_field(item, hints[item.name], getattr(config, item.name), item.metadata.get("flag", item.name))
+
+
+def _check_field(item: dataclasses.Field[Any], hint: Any, value: Any, label: str) -> None:
+    inner, optional = _without_none(hint)
+    if optional and value is None:
+        return
+    if get_origin(inner) is Literal:
+        _choice(value, get_args(inner), label)
+    elif inner in (int, float):
+        bounds = item.metadata.get("bounds", {})
+        inside = all(_COMPARE[name](value, bound) for name, bound in bounds.items())
+        finite = inner is int or math.isfinite(value)
+        require(inside and finite, label, value, describe_range(bounds))
 
 
 _COMPARE = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
@@ -163,6 +166,17 @@ def read_toml(path: Path) -> dict[str, Any]:
 def refuse_unknown_keys(cls: type, mapping: Mapping[str, Any], source: Path | str) -> None:
     """Raise ``ConfigError`` for a key or table that ``cls`` does not have."""
     _from_tables(cls, mapping, str(source))
+
+
+def check_file(cls: type, file: Path) -> None:
+    """Check a TOML file whose config is built later, over a model's defaults: keys, types, choices and ranges.
+
+    Raises ``ConfigError``. Values that exclude one another are not compared: defaults decide which do.
+    """
+    settings = _from_tables(cls, read_toml(file), str(file))
+    for path, item, hint in _leaves(cls):
+        if (setting := settings.get(path)) is not None:
+            _check_field(item, hint, _field_value(item, hint, setting.value, setting.label), setting.label)
 
 
 def to_toml(config: Any) -> str:
@@ -357,40 +371,11 @@ def _convert(hint: Any, value: Any, label: str) -> Any:
     if inner is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if inner in (int, str, bool) and type(value) is inner:
-        require(not isinstance(value, str) or _is_utf8(value), label, value, "a text in UTF-8")
+        require(not isinstance(value, str) or is_utf8(value), label, value, "a text in UTF-8")
         return value
     expected: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     expected |= {Path: "a path", tuple[str, ...]: "a list of texts"}
     raise ConfigError(label, value, expected.get(inner, "another type"))
-
-
-def path_of(value: str | Path, label: str) -> Path:
-    """A path that records and reports can hold: text in UTF-8."""
-    text = str(value)
-    require(text != "" and "\0" not in text, label, value, "a path")
-    if text == "-":
-        expected = "a path: standard input and standard output are not used"
-        raise ConfigError(label, value, expected, hint="name a file or a folder")
-    if not _is_utf8(text):
-        raise ConfigError(label, value, "a name in UTF-8", hint="rename it: records and reports hold UTF-8")
-    path = Path(value) if Path(value).name else Path(value).absolute()  # "." has no name that siblings could have
-    require(path.name != "", label, value, "a file or folder below the root of the file system")
-    return path
-
-
-def paths_of(value: Any, label: str) -> tuple[Path, ...]:
-    """Paths from the command line, or from TOML: a text with one path per line."""
-    if isinstance(value, str):
-        value = [line for line in value.splitlines() if line.strip()]
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str | Path) and str(item) for item in value):
-        raise ConfigError(label, value, "paths")
-    for item in value:
-        require(len(str(item).splitlines()) == 1, label, item, "a path without a line break")
-    return tuple(path_of(item, label) for item in value)
-
-
-def _is_utf8(text: str) -> bool:
-    return text.encode(errors="ignore").decode() == text
 
 
 def _choice(value: Any, choices: tuple[Any, ...], label: str) -> Any:

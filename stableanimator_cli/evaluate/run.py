@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stableanimator_cli.catalogue import evaluation_cache
+from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.evaluate import EvaluateConfig
-from stableanimator_cli.config.schema import resolve
+from stableanimator_cli.config.schema import check_file, resolve
 from stableanimator_cli.devices import check_device_exists
 from stableanimator_cli.errors import ConfigError, SaError
 from stableanimator_cli.evaluate import cases, figures, report, side_by_side
@@ -78,6 +79,8 @@ def run(
     names = {"inputs": "predicted_reference"}
     config = resolve(EvaluateConfig, {names.get(key, key): value for key, value in flags.items()}, config_file)
     check_device_exists(config.device)
+    if config.animate is not None:
+        check_file(AnimateConfig, config.animate)
     if config.strips is not None:
         figures.check_installed()
     if config.output is None:

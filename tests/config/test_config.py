@@ -21,7 +21,7 @@ from stableanimator_cli.config.parse import (
 )
 from stableanimator_cli.config.preprocess import PreprocessConfig, parse_shard
 from stableanimator_cli.config.refine import PRESETS, RefineConfig, parse_steps, preset_options
-from stableanimator_cli.config.schema import from_mapping, read_toml, resolve, to_toml
+from stableanimator_cli.config.schema import check_file, from_mapping, read_toml, resolve, to_toml
 from stableanimator_cli.config.train import TrainConfig, parse_roles, parse_sizes
 from stableanimator_cli.errors import ConfigError
 
@@ -418,3 +418,9 @@ def test_a_file_written_in_full_before_a_preset_named_steps_keeps_the_released_s
     assert preset_options("standard", {"refine": {"lr": 0.05}})["refine_steps"] == "0.7:0.84"
     for margin in ("margin", "crop_margin"):
         assert "refine_steps" not in preset_options("standard", {"refine": {"iterations": 3, margin: 8}})
+
+
+def test_a_file_is_checked_without_the_defaults_that_it_needs(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[windows]\nlength = 4\n[refine]\nsteps = '2:4'\n")  # an overlap of 4 comes from defaults
+    check_file(AnimateConfig, file)

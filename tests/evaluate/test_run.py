@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -292,6 +293,31 @@ def test_mistakes_name_their_option(truth: Path, tmp_path: Path, flags: dict[str
     with pytest.raises(ConfigError) as caught:
         run(flags={"inputs": [truth, truth], "output": tmp_path, **flags}, animate=_no_animation)
     assert what in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (None, "it cannot be read (no such file or directory)"),
+        ("steps = [", "it is not a config: no valid TOML"),
+        ("bogus = 3", "bogus: found 'bogus', expected one of the keys reference"),
+        ("[sampling]\nsteps = 'many'", "sampling.steps: found 'many', expected a whole number"),
+        ("[sampling]\nsteps = 0", "sampling.steps: found 0, expected 1 to"),
+        ("preset = 'fastest'", "preset: found 'fastest', expected one of quick"),
+    ],
+)
+def test_wrong_settings_of_a_bench_are_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, what: str
+) -> None:
+    settings = tmp_path / "settings.toml"
+    if text is not None:
+        settings.write_text(text)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ConfigError, match=re.escape(what)) as caught:
+        run(flags={"bench": "puppet", "figures": 1, "length": 2, "animate": settings}, animate=_no_animation)
+    assert caught.value.message.startswith(f"{settings}: ")
+    assert not any(Path().iterdir())
 
 
 def test_scores_have_a_folder_of_their_own_without_an_output(

@@ -19,6 +19,7 @@ from stableanimator_cli.catalogue import hub, layouts, pipelines
 from stableanimator_cli.catalogue.configs import read_config
 from stableanimator_cli.catalogue.damage import broken_base, check_size, in_utf8, missing_need, no_entry
 from stableanimator_cli.catalogue.home import BUILTIN, cache_dir, expanded
+from stableanimator_cli.catalogue.missing_folder import missing_folder
 from stableanimator_cli.catalogue.needed import Needed, needed
 from stableanimator_cli.catalogue.schema import FILE_NAME, Component, Entry, read
 from stableanimator_cli.catalogue.weight_files import WEIGHT_SUFFIXES, weight_names
@@ -232,10 +233,7 @@ def _find(name_or_folder: str | Path) -> tuple[Entry, layouts.Layout | None]:
         if isinstance(named, Entry):
             return named, None
         if named is None:
-            hint = f"known names: {', '.join(names())}"
-            if hub.is_model_name(str(name_or_folder)):
-                hint = f"a model of the hub is opened in its cache: `hf download {name_or_folder}`; or {hint}"
-            raise ModelMissing(f"{folder}: no such model folder", hint=hint)
+            raise missing_folder(folder, str(name_or_folder), names())
         folder = named
     if (folder / FILE_NAME).is_file():
         return read(folder), None

@@ -55,3 +55,27 @@ def test_a_folder_of_that_name_comes_before_the_hub_s(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     write_pipeline(tmp_path / "somebody" / "finetuned")
     assert catalogue.open_animator("somebody/finetuned").path == Path("somebody/finetuned")
+
+
+def test_a_local_folder_that_does_not_exist_is_not_sought_at_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "model" / "model.toml").touch()
+    (tmp_path / "runs" / "lost").symlink_to("away")
+    for name, hint in (
+        ("runs/nothing", "look with: ls runs"),
+        ("runs/mina", "did you mean runs/mine/model?"),
+        ("runs/mina/model", "did you mean runs/mine/model?"),
+        ("runs/mine/modle", "did you mean runs/mine/model?"),
+        ("run/mine/model", "did you mean runs/mine/model?"),
+        ("other/mine/model", "the folder other does not exist either"),
+        ("runs/lost", "it is a link to away, which leads to no folder: mend the link, or name another folder"),
+    ):
+        with pytest.raises(ModelMissing, match=f"^{name}: no such model folder$") as caught:
+            catalogue.open_model(name)
+        first, *others = str(caught.value.hint).splitlines()
+        assert first == hint
+        assert len(others) == 1
+        assert others[0].startswith("known names: antelopev2, ")

@@ -117,7 +117,7 @@ def test_sa_animate_and_preprocess_refuse_it(copied: Path, sa: Run, tmp_path: Pa
 
 
 def test_the_hint_is_a_download_for_files_of_the_cache_only(home: Path, tmp_path: Path) -> None:
-    assert fetch_again(home / "models/dwpose/a.onnx") == "download it again: `sa models pull dwpose`"
+    assert fetch_again(home / "models/dwpose/yolox_l.onnx") == "download it again: `sa models pull dwpose`"
     assert "pull" not in fetch_again(tmp_path / "mine/a.onnx")
     assert "install sa again" in fetch_again(catalogue.builtin_dir() / "puppet/unet.safetensors")
     mine = tmp_path / "mine.onnx"
@@ -136,6 +136,20 @@ def test_the_hint_of_a_file_that_a_download_would_leave_deletes_it_first(home: P
     optional = home / "models/svd-xt/unet/diffusion_pytorch_model.fp16.safetensors"
     assert fetch_again(optional) == "download it again: `sa models pull svd-xt --all`"
     assert fetch_again(home / "models/lpips/vgg.pth") == "download it again: `sa models pull lpips`"
+
+
+def test_the_hint_of_a_file_that_the_catalogue_does_not_list_promises_no_download_of_it(home: Path) -> None:
+    file = home / "models/wan-animate/transformer/q4.gguf"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with pytest.raises(ModelDamaged, match=r"q4\.gguf: found 0 bytes, expected weights") as caught:
+        check_size(file.parent, None)
+    assert caught.value.hint == (
+        "copy it again from where its folder comes from, or delete it: it is no file of the catalogue, whose own files "
+        "`sa models pull wan-animate` downloads"
+    )
+    assert fetch_again(home / "models/wan-animate/transformer") == "download it again: `sa models pull wan-animate`"
+    assert "pull" not in fetch_again(home / "models/unknown/a.onnx")
 
 
 def test_the_hint_of_an_imported_model_names_no_download(home: Path, copied: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_damaged_file_is_fetched_again_only_into_the_cache(
         ("home/models/dwpose", "download it again: `sa models pull dwpose`"),
         ("mine", "copy it again from where its folder comes from"),
     ):
-        path = tmp_path / folder / "bad.onnx"
+        path = tmp_path / folder / "yolox_l.onnx"
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
         with pytest.raises(ModelDamaged) as caught:

@@ -24,17 +24,21 @@ def check_size(path: Path, expected: int | None) -> None:
         check_size(file, None)
     if not path.is_file():
         return
+    check_no_pointer(path)
     size = path.stat().st_size
-    if size < 1024:
-        with path.open("rb") as stream:
-            if stream.read(len(_LFS)) == _LFS:
-                raise ModelDamaged(
-                    f"{path}: found a git-lfs pointer, expected the weights",
-                    hint=f"run `git lfs pull` in its folder, or {fetch_again(path)}",
-                )
     if size == 0 or (expected is not None and size != expected):
         needed = "weights" if expected is None else f"{expected} bytes"
         raise ModelDamaged(f"{path}: found {size} bytes, expected {needed}", hint=fetch_again(path))
+
+
+def check_no_pointer(path: Path) -> None:
+    """Raise ``ModelDamaged`` for a file that is a git-lfs pointer: a repository cloned without its large files."""
+    with path.open("rb") as stream:
+        if stream.read(len(_LFS)) == _LFS:
+            raise ModelDamaged(
+                f"{path}: found a git-lfs pointer, expected the weights",
+                hint=f"run `git lfs pull` in its folder, or {fetch_again(path)}",
+            )
 
 
 def check_digest(path: Path, found: str, expected: str | None) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stableanimator_cli.catalogue.damage import fetch_again
+from stableanimator_cli.catalogue.damage import check_no_pointer, fetch_again
 from stableanimator_cli.errors import ModelDamaged, ModelMissing, OutOfMemory, is_out_of_memory
 from stableanimator_cli.host_memory import trim
 from stableanimator_cli.progress import Reporter
@@ -83,7 +83,7 @@ def session_options(threads: int | None = None, *, arena: bool = True) -> ort.Se
 def check_file(path: Path | str) -> Path:
     """Return ``path`` if it may be an ONNX file.
 
-    Raises ``ModelMissing`` if it does not exist. Raises ``ModelDamaged`` for a folder, an empty file, a Git LFS pointer
+    Raises ``ModelMissing`` if it does not exist. Raises ``ModelDamaged`` for a folder, an empty file, a git-lfs pointer
     or a web page saved under the model's name.
     """
     path = Path(path)
@@ -95,8 +95,7 @@ def check_file(path: Path | str) -> Path:
         head = file.read(64).lstrip()
     if not head:
         raise ModelDamaged(f"{path}: found nothing in it, expected an ONNX model", hint=fetch_again(path))
-    if head.startswith(b"version https://git-lfs"):
-        raise ModelDamaged(f"{path}: found a Git LFS pointer, expected an ONNX model", hint="run: git lfs pull")
+    check_no_pointer(path)
     if head[:1] == b"<":
         raise ModelDamaged(f"{path}: found a web page, expected an ONNX model", hint=fetch_again(path))
     return path

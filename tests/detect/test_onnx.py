@@ -34,7 +34,10 @@ def test_a_file_opens_and_runs(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (b"", "found nothing in it"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "found a git-lfs pointer, expected the weights",
+        ),
         (b"\n<!DOCTYPE html><html>", "web page"),
         (b"\x80\x02}q\x00.", "does not open as an ONNX model"),
     ],
@@ -47,6 +50,10 @@ def test_what_is_no_model_is_named(tmp_path: Path, content: bytes, says: str) ->
     assert str(path) in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.hint
+    if "git-lfs" in says:
+        assert (
+            caught.value.hint == "run `git lfs pull` in its folder, or copy it again from where its folder comes from"
+        )
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\x80\x02}q\x00."])

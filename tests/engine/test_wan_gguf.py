@@ -171,3 +171,22 @@ def test_a_file_that_lacks_a_tensor_is_refused(plain, quantized):
     shutil.copy(quantized / "transformer" / "q8.gguf", quantized / "transformer" / "q4.gguf")
     with pytest.raises(ModelDamaged, match=r"found 2 GGUF files \(q4\.gguf, q8\.gguf\), expected one"):
         prediction(quantized)
+
+
+def test_a_file_with_a_tensor_that_the_network_does_not_have_is_refused(plain, quantized):
+    state = {**original(state_of(plain)), "blocks.9.surplus.weight": torch.zeros(2, BLOCK), "extra": torch.zeros(3)}
+    write_gguf(quantized / "transformer" / "q8.gguf", state)
+    surplus = r"q8\.gguf does not fit its network: 2 surplus tensor\(s\), first blocks\.9\.surplus\.weight$"
+    with pytest.raises(ModelDamaged, match=surplus):
+        prediction(quantized)
+
+
+def test_the_fixed_filters_of_published_files_are_no_surplus(plain, quantized):
+    expected, _ = prediction(quantized)
+    names = [f"motion_encoder.enc.net_app.convs.{n}.{part}.0.kernel" for n in (1, 2) for part in ("conv2", "skip")]
+    write_gguf(
+        quantized / "transformer" / "q8.gguf",
+        {**original(state_of(plain)), **dict.fromkeys(names, torch.ones(4, 4))},
+    )
+    found, _ = prediction(quantized)
+    assert torch.equal(found, expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, S
 from stableanimator_cli.readers import damaged_model, read_json
 
 _MODEL: Any = diffusers.ModelMixin  # its types are lost in diffusers' lazy imports
+# Blur filters of Wan-Animate's motion encoder, which its authors' checkpoint and the GGUF files made from it hold as
+# tensors. They are constants, which diffusers' network computes.
+_FIXED_FILTER = r"^motion_encoder\.enc\.net_app\.convs\.\d+\.(conv2|skip)\.0\.kernel$"
 
 
 def load_network(kind: type[Any], folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -143,14 +147,37 @@ def _load_gguf(kind: type[Any], files: list[Path], folder: Path, dtype: torch.dt
 
 
 def _checked(kind: Any, file: Path) -> Any:
-    """``kind`` that names missing tensors, without which ``from_single_file`` fails only when it moves the network."""
+    """``kind`` that names missing and surplus tensors of ``file``.
+
+    ``from_single_file`` fails for the former only when it moves the network, and only logs the latter.
+    """
+    surplus: set[str] = set()
+
+    def state_dict(network: Any, *args: Any, **kwargs: Any) -> Any:
+        return _Names(kind.state_dict(network, *args, **kwargs), surplus)
 
     def to(network: Any, *args: Any, **kwargs: Any) -> Any:
         missing = [name for name, parameter in network.named_parameters() if parameter.is_meta]
-        _check_report(file, {"missing_keys": missing, "unexpected_keys": [], "mismatched_keys": []})
+        known = (_FIXED_FILTER, *(kind._keys_to_ignore_on_load_unexpected or ()))
+        others = [name for name in surplus if not any(re.search(pattern, name) for pattern in known)]
+        _check_report(file, {"missing_keys": missing, "unexpected_keys": others, "mismatched_keys": []})
         return kind.to(network, *args, **kwargs)
 
-    return type(kind.__name__, (kind,), {"to": to})
+    return type(kind.__name__, (kind,), {"state_dict": state_dict, "to": to})
+
+
+class _Names(dict[str, Any]):
+    """A network's state by name, which collects the names that are looked for in vain: those of a file's tensors."""
+
+    def __init__(self, state: dict[str, Any], absent: set[str]) -> None:
+        super().__init__(state)
+        self._absent = absent
+
+    def __contains__(self, name: object) -> bool:
+        found = super().__contains__(name)
+        if not found:
+            self._absent.add(str(name))
+        return found
 
 
 def _check_report(folder: Path, report: Any) -> None:

@@ -33,10 +33,15 @@ def into_buckets(clips: Sequence[TrainingClip], sizes: Sequence[Size]) -> tuple[
     return tuple(Bucket(size=size, clips=tuple(group)) for size, group in groups.items() if group)
 
 
+def used_sizes(clips: Sequence[TrainingClip], sizes: Sequence[Size]) -> tuple[Size, ...]:
+    """Those of ``sizes`` that have clips, in their order."""
+    return tuple(bucket.size for bucket in into_buckets(clips, sizes))
+
+
 def unused_sizes(clips: Sequence[TrainingClip], stages: Sequence[Sequence[Size]]) -> Iterator[str]:
     """One warning per list of sizes, of the ``stages``, that has sizes without clips."""
     for sizes in dict.fromkeys(map(tuple, stages)):
-        used = {nearest_size(clip.size, sizes) for clip in clips}
+        used = used_sizes(clips, sizes)
         unused = [dump_size(size) for size in sizes if size not in used]
         if unused:
             given = ",".join(map(dump_size, sizes))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from stableanimator_cli.config.animate import DeviceConfig
+from stableanimator_cli.config.parse import dump_size
 from stableanimator_cli.config.schema import to_toml
 from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
@@ -18,6 +19,7 @@ from stableanimator_cli.engine.memory.profile import FlopCounter
 from stableanimator_cli.engine.memory.train import FASTEST_FIRST, choose, predict
 from stableanimator_cli.engine.throughput import MATRIX_TIME, throughput
 from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.train.buckets import used_sizes
 from stableanimator_cli.train.dataset import Dataset
 from stableanimator_cli.train.optimizer import build_optimizer
 from stableanimator_cli.train.stage import training_settings
@@ -31,10 +33,12 @@ class TrainPlan:
 
     @classmethod
     def of(cls, config: TrainConfig, model: ModelFolder, dataset: Dataset, *, ranks: int = 1) -> TrainPlan:
-        """Estimate each stage: its memory, and its FLOPs at the speed of its largest operators on this device."""
+        """Estimate each stage at its largest size that has clips: its memory, and its FLOPs at the speed of its largest
+        operators on this device."""
         plan = DevicePlan.of(DeviceConfig(device=config.device))
         people = config.data.people if dataset.several else 1
-        rows = [_row(config, stage, model, ranks, people, plan.device) for stage in config.stage or ()]
+        stages = (replace(stage, sizes=used_sizes(dataset.clips, stage.sizes or ())) for stage in config.stage or ())
+        rows = [_row(config, stage, model, ranks, people, plan.device) for stage in stages]
         return cls(
             data={
                 "model": model.name,
@@ -60,7 +64,8 @@ class TrainPlan:
         ]
         for row in data["stages"]:
             lines.append(
-                f"stage      {row['name']}: {row['steps']} steps of {row['batch']} x {row['frames']} frames, "
+                f"stage      {row['name']}: {row['steps']} steps of {row['batch']} x {row['frames']} frames"
+                f"{' of up to ' + row['largest_size'] if row['sizes'] > 1 else ''}, "
                 f"{row['train']}, about {_hours(row['hours'])}"
             )
             lines.append(f"memory     {row['memory']}")
@@ -121,6 +126,8 @@ def _row(
         "steps": steps,
         "batch": stage.batch,
         "frames": stage.frames,
+        "sizes": len(stage.sizes or ()),
+        "largest_size": dump_size(workload["size"]),
         "train": stage.train,
         "bytes": memory.total,
         "memory": memory.describe(),

@@ -146,3 +146,24 @@ def test_what_cannot_fit_says_what_would(data: Path, tiny_model: Path, totals: d
     assert caught.value.exit_code == 6
     assert "--cache latents,embeddings" in str(caught.value.hint)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_plan_is_of_the_largest_size_that_has_clips(
+    data: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def planned(sizes: str, *more: Path) -> tuple[Any, str]:
+        train(data, tiny_model, tmp_path / "run", *more, "--steps", 1, "--plan", "--json", "--sizes", sizes)
+        found = json.loads(capsys.readouterr().out)
+        return found, TrainPlan(data=found).summary()
+
+    (small, _), (large, _) = planned("64x64"), planned("256x128")
+    mixed, summary = planned("64x64,256x128")  # the only clip is square
+    assert small["peak_bytes"] < large["peak_bytes"]
+    assert mixed["peak_bytes"] == small["peak_bytes"]
+    assert mixed["stages"][0]["flops_a_step"] == small["stages"][0]["flops_a_step"]
+    assert (mixed["stages"][0]["largest_size"], mixed["stages"][0]["sizes"]) == ("64x64", 1)
+    assert "of 2 x 2 frames, adapters" in summary
+    write_clip(tmp_path / "wide", 4, size=(128, 64))
+    both, summary = planned("64x64,256x128", tmp_path / "wide")
+    assert both["peak_bytes"] == large["peak_bytes"]
+    assert "of 2 x 2 frames of up to 256x128, adapters" in summary

@@ -27,6 +27,7 @@ class TrainingClip:
 
     ``folder`` is the clip folder of ``sa preprocess``, None for the reference implementation's layout, whose ``key``
     identifies the frames and ``annotations_key`` their skeletons and masks: caches depend on the frames alone.
+    ``former_key`` and ``former_annotations_key``: as earlier versions computed them, whose caches and runs stay valid.
     """
 
     name: str
@@ -35,6 +36,8 @@ class TrainingClip:
     size: tuple[int, int]
     key: str
     annotations_key: str = ""
+    former_key: str = ""
+    former_annotations_key: str = ""
     folder: ClipFolder | None = None
 
     @property

@@ -72,11 +72,12 @@ class CacheReport:
 
 @dataclass(frozen=True, slots=True)
 class CacheFile:
-    """One cache of one clip: path, name of the array, and the expected header."""
+    """One cache of one clip: path, name of the array, the expected header, and the ``former`` key of the clip."""
 
     path: Path
     array: str
     header: Mapping[str, str]
+    former: str = ""
 
     @property
     def kind(self) -> str:
@@ -101,7 +102,7 @@ class CacheFile:
             rows = file.get_slice(self.array)
             shape, dtype = rows.get_shape(), rows.get_dtype()
         for key, value in self.header.items():
-            if actual.get(key) != value:
+            if actual.get(key) != value and not (key == "clip" and self.former and actual.get(key) == self.former):
                 found, expected = (_abbreviate(key, text) for text in (actual.get(key, "none"), value))
                 raise BadInput(self.path, f"{self.kind} of {key} {found}", f"{key} {expected}", hint=hint)
         if dtype != "F16" or not self._has_shape(shape):
@@ -181,13 +182,13 @@ def latents_file(clip: TrainingClip, size: Size, *, vae: str, resize: Mode) -> C
     """The cache of a clip's latents at one size (width, height)."""
     shape = f"{size[0]}x{size[1]}"
     header = {"format": FORMAT, "clip": clip.key, "frames": str(clip.frames), "vae": vae, "size": shape}
-    return CacheFile(clip.path / f"latents-{shape}.safetensors", MOMENTS, header | {"resize": resize})
+    return CacheFile(clip.path / f"latents-{shape}.safetensors", MOMENTS, header | {"resize": resize}, clip.former_key)
 
 
 def tokens_file(clip: TrainingClip, *, image_encoder: str) -> CacheFile:
     """The cache of a clip's image tokens."""
     header = {"format": FORMAT, "clip": clip.key, "frames": str(clip.frames), "image_encoder": image_encoder}
-    return CacheFile(clip.path / "embeddings.safetensors", TOKENS, header)
+    return CacheFile(clip.path / "embeddings.safetensors", TOKENS, header, clip.former_key)
 
 
 def is_cached(files: Sequence[CacheFile]) -> bool:

@@ -24,6 +24,7 @@ from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import base_model, checkpoint, resume
 from stableanimator_cli.train.buckets import unused_sizes
 from stableanimator_cli.train.checkpoint_writer import CheckpointWriter
+from stableanimator_cli.train.clips import TrainingClip
 from stableanimator_cli.train.curves import CURVES, draw_curves
 from stableanimator_cli.train.dataset import Dataset, check_faces, open_dataset, with_faces
 from stableanimator_cli.train.latent_cache import detect_faces, kinds_to_read, make_caches
@@ -85,8 +86,12 @@ def _train(
     if fresh:
         config = replace(config, data=replace(config.data, cache=kinds_to_read(config, dataset, model)))
         _warn_of_clean_references(config, reporter)
-    digest = _digest(dataset)
-    resume.check_dataset(run_folder, digest, _digest(dataset, annotations=False))
+    digest = _digest(dataset.clips)
+    former = [
+        replace(clip, key=clip.former_key or clip.key, annotations_key=clip.former_annotations_key)
+        for clip in dataset.clips
+    ]
+    resume.check_dataset(run_folder, digest, _digest(former), _digest(former, annotations=False))
     held_out = _open_held_out(config, model, reporter)
     trains_faces = config.ablation.face == "on"
     detects = "face" in model.files and any(clip.folder is None for clip in dataset.clips)
@@ -234,9 +239,9 @@ def _warn_of_stages(stages: Sequence[StageConfig], dataset: Dataset, reporter: R
         reporter.warning(warning)
 
 
-def _digest(dataset: Dataset, *, annotations: bool = True) -> str:
+def _digest(clips: Sequence[TrainingClip], *, annotations: bool = True) -> str:
     """sha256 of the names, order and content of the clips, without ``annotations`` as earlier versions computed it."""
-    rows = [f"{clip.name}\0{clip.key}\0{clip.frames}" for clip in dataset.clips]
+    rows = [f"{clip.name}\0{clip.key}\0{clip.frames}" for clip in clips]
     if annotations:
-        rows += [clip.annotations_key for clip in dataset.clips if clip.annotations_key]
+        rows += [clip.annotations_key for clip in clips if clip.annotations_key]
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()

@@ -15,6 +15,7 @@ import numpy as np
 
 from stableanimator_cli.clip_folder import FaceTable, check_frames, load_faces
 from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import translate_read_errors
 from stableanimator_cli.media import read_image
 from stableanimator_cli.media.image import image_size_of
 from stableanimator_cli.motion.geometry import Mode, resize_transform
@@ -22,6 +23,9 @@ from stableanimator_cli.train.annotations import CELL, Faces, latent_mask
 from stableanimator_cli.train.clips import IMAGES, TrainingClip, image_files
 
 POSES, MASKS = "poses", "faces"
+_CHECKSUM = 64
+"""Bytes at the end of a PNG: the Adler-32 of its pixels (4), the CRC of their chunk (4), the last chunk (12), and room
+for a short one between."""
 _LAYOUT = "make clip folders with: sa preprocess VIDEOS -o DATASET"
 
 
@@ -38,13 +42,15 @@ def open_reference_clip(path: Path) -> TrainingClip:
         problem = f"no skeleton for {len(missing)} of {len(images)} frames (first: {missing[0]})"
         raise BadInput(path / POSES, problem, "a frame_N.png for every frame", hint=_LAYOUT)
     files = image_files(path / IMAGES)
-    # names and sizes: hashing the content at every start would take too long
-    digest, annotations = hashlib.sha256(), hashlib.sha256()
+    digest, former = hashlib.sha256(), hashlib.sha256()
     for file in files:
-        digest.update(os.fsencode(f"{file.name} {file.stat().st_size}\n"))
+        former.update(line := os.fsencode(f"{file.name} {file.stat().st_size}\n"))
+        digest.update(line + _end(file))
+    annotations, former_annotations = hashlib.sha256(), hashlib.sha256()
     for folder, found in ((POSES, poses), (MASKS, masks)):
         for number in sorted(images.keys() & found.keys()):  # others are not read
-            annotations.update(f"{folder} {number} {found[number].stat().st_size}\n".encode())
+            former_annotations.update(line := f"{folder} {number} {found[number].stat().st_size}\n".encode())
+            annotations.update(line + _end(found[number]))
     return TrainingClip(
         name=f"{path.parent.name}/{path.name}",
         path=path,
@@ -52,7 +58,17 @@ def open_reference_clip(path: Path) -> TrainingClip:
         size=image_size_of(files[0]),
         key=digest.hexdigest(),
         annotations_key=annotations.hexdigest(),
+        former_key=former.hexdigest(),
+        former_annotations_key=former_annotations.hexdigest(),
     )
+
+
+def _end(file: Path) -> bytes:
+    """The last bytes of a file. In a PNG they hold the checksum of all pixels; hashing the files at every start would
+    take too long."""
+    with translate_read_errors(file), file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - _CHECKSUM))
+        return stream.read(_CHECKSUM)
 
 
 class ImageAnnotations:

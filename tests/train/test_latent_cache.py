@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stableanimator_cli import clip_folder
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import carries_mark
+from stableanimator_cli.files import carries_mark, natural_key
 from stableanimator_cli.records import Face
 from stableanimator_cli.train.buckets import Bucket, into_buckets, nearest_size
 from stableanimator_cli.train.dataset import open_dataset
@@ -106,6 +109,48 @@ def test_a_clip_that_was_made_again_has_no_cache_yet(buckets: tuple[Bucket, ...]
     again = into_buckets(open_dataset([tmp_path], min_frames=2).clips, [SIZE])
     with pytest.raises(BadInput, match=r"found latents of clip key of a, expected clip another"):
         is_cached(_latents(again))
+
+
+def _rewrite(file: Path, value: int | None = None) -> None:
+    """Store a PNG uncompressed, so that its size does not depend on its pixels; ``value``: of the first pixel."""
+    with Image.open(file) as image:
+        pixels = np.array(image)
+    if value is not None:
+        assert (pixels[0, 0] != value).any()
+        pixels[0, 0] = value
+    Image.fromarray(pixels).save(file, compress_level=0)
+
+
+def test_a_picture_that_was_edited_in_place_has_no_cache_yet(tmp_path: Path) -> None:
+    """The file's name and size are as before."""
+    folder = write_upstream(tmp_path / "rec" / "00001", 4)
+    image, pose = folder / "images" / "frame_2.png", folder / "poses" / "frame_2.png"
+    _rewrite(image)
+    _rewrite(pose)
+    before = into_buckets(open_dataset([folder], min_frames=2).clips, [SIZE])
+    build_cache(before, Networks().encoders())
+    assert is_cached(_latents(before))
+    sizes = image.stat().st_size, pose.stat().st_size
+    _rewrite(image, 201)
+    edited = into_buckets(open_dataset([folder], min_frames=2).clips, [SIZE])
+    with pytest.raises(BadInput, match=r"latents of clip \w{12}, expected clip \w{12}"):
+        is_cached(_latents(edited))
+    key = edited[0].clips[0].annotations_key
+    _rewrite(pose, 201)
+    assert sizes == (image.stat().st_size, pose.stat().st_size)
+    assert open_dataset([folder], min_frames=2).clips[0].annotations_key != key
+
+
+def test_a_cache_of_earlier_versions_stays_valid(tmp_path: Path) -> None:
+    """They identified pictures by name and size."""
+    folder = write_upstream(tmp_path / "rec" / "00001", 4)
+    names = sorted((folder / "images").iterdir(), key=lambda file: natural_key(file.name))
+    rows = "".join(f"{file.name} {file.stat().st_size}\n" for file in names)
+    clip = open_dataset([folder], min_frames=2).clips[0]
+    older = replace(clip, key=hashlib.sha256(rows.encode()).hexdigest())
+    build_cache([Bucket(size=SIZE, clips=(older,))], Networks().encoders())
+    assert older.key != clip.key
+    assert is_cached(_latents(into_buckets([clip], [SIZE])))
 
 
 def test_another_way_of_resizing_is_another_cache(buckets: tuple[Bucket, ...]) -> None:

@@ -233,11 +233,13 @@ def test_skeletons_and_masks_of_images_are_the_same_when_a_run_resumes(tiny_mode
     assert len(read_metrics(out)) == 2
 
 
-def test_a_run_of_images_that_an_earlier_version_wrote_resumes(tiny_model, tmp_path):
-    """Its digest does not cover skeletons and masks."""
+@pytest.mark.parametrize("annotations", [False, True])
+def test_a_run_of_images_that_an_earlier_version_wrote_resumes(tiny_model, tmp_path, annotations):
+    """Its digest does not cover skeletons and masks, or only their names and sizes."""
     clip, out = write_upstream(tmp_path / "data/rec/00001", 4), tmp_path / "run"
     run.run(flags=flags(tmp_path / "data", tiny_model, out, batch=1, face="off", train="adapters"))
-    row = f"rec/00001\0{open_reference_clip(clip).key}\0004"
+    opened = open_reference_clip(clip)
+    row = f"rec/00001\0{opened.former_key}\0004" + f"\n{opened.former_annotations_key}" * annotations
     progress = out / "checkpoints/step-1/state/progress.json"
     table = json.loads(progress.read_text()) | {"dataset": hashlib.sha256(row.encode()).hexdigest()}
     progress.write_text(json.dumps(table))

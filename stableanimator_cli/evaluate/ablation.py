@@ -27,6 +27,7 @@ from stableanimator_cli.evaluate.checks import FailedVideo, raise_if_none
 from stableanimator_cli.evaluate.evaluator import SystemScores, open_evaluator
 from stableanimator_cli.evaluate.face_paste import paste_faces
 from stableanimator_cli.evaluate.latex_tables import ablation_latex
+from stableanimator_cli.evaluate.pairs import require_folder
 from stableanimator_cli.evaluate.run_record import read_record
 from stableanimator_cli.evaluate.scores import Row, Scores, Table, shown_metrics, within
 from stableanimator_cli.evaluate.side_by_side import files_of
@@ -62,8 +63,7 @@ def find_variants(config: EvaluateConfig) -> dict[str, Variant]:
     assert config.ablation is not None
     known, folder = ABLATIONS[config.ablation], config.variants
     names = ", ".join(known)
-    if not folder.is_dir():
-        raise BadInput(folder, "no such folder", f"a folder with one model folder per variant: {names}")
+    require_folder(folder, f"a folder with one model folder per variant: {names}")
     folders = {entry.name: entry for entry in folder.iterdir() if (entry / FILE_NAME).is_file()}
     every = {name for table in ABLATIONS.values() for name in table}
     unknown = [name for name in folders if name not in every]

@@ -9,8 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from stableanimator_cli.config.evaluate import DATASETS, EvaluateConfig
-from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.evaluate.pairs import Pair, find_images, find_videos, listed
+from stableanimator_cli.errors import BadInput, ConfigError, did_you_mean
+from stableanimator_cli.evaluate.pairs import Pair, find_images, find_videos, listed, require_folder
 from stableanimator_cli.files import check_replaceable, natural_key, visible_files
 from stableanimator_cli.media import open_clip, write_image
 from stableanimator_cli.media.decode import VIDEO_SUFFIXES
@@ -76,9 +76,11 @@ def bench_folder(config: EvaluateConfig) -> Path | None:
     if config.bench not in DATASETS:
         folder = Path(config.bench)
         if not folder.is_dir():
+            kind = "no folder" if os.path.lexists(folder) else "no such folder"
+            near = did_you_mean(config.bench, ("puppet", *DATASETS))
             raise BadInput(
-                folder, "no such folder, and no bench of that name", f"puppet, {', '.join(DATASETS)} or a folder",
-                hint=("a folder holds", *LAYOUT, _DRAWN),
+                folder, f"{kind}, and no bench of that name", f"puppet, {', '.join(DATASETS)} or a folder",
+                hint=(*([near] if near else []), "a folder holds", *LAYOUT, _DRAWN),
             )  # fmt: skip
         return folder
     data = config.data or (Path(os.environ["SA_DATA"]) if os.environ.get("SA_DATA") else None)
@@ -86,6 +88,7 @@ def bench_folder(config: EvaluateConfig) -> Path | None:
     hint = (f"{_WHERE[config.bench]}, arrange them as below, and add --data DIR", *layout, _DRAWN)
     if data is None:
         raise BadInput(config.bench, "no --data DIR and no SA_DATA", "the folder of the bench's videos", hint=hint)
+    require_folder(data, "the folder of the bench's videos")
     for folder in (data / config.bench, data):
         if _videos_of(folder, config.bench) is not None:
             return folder

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import sha256_of
+from stableanimator_cli.files import require_file, sha256_of
+from stableanimator_cli.media.decode import VIDEO_SUFFIXES
+from stableanimator_cli.media.image import SUFFIXES as IMAGES
 from stableanimator_cli.motion.geometry import Mode, resize_transform
 from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.motion.openpose import load_openpose
 from stableanimator_cli.motion.track import largest
 from stableanimator_cli.records import Motion
 
+_MAKE = "`sa preprocess VIDEO -o poses.npz` makes one of a video"
 _TIME = re.compile(r"\d{1,18}(?:/[1-9]\d{0,17})?")
 _TOLERANCE = Fraction(1, 200)  # relative difference of rates that a container may have rounded
 
@@ -29,14 +32,14 @@ class Unmatched(ValueError):
 
 def find_poses(path: Path) -> dict[str, Path]:
     """Motions by name: one ``.npz`` or OpenPose ``.json``, or a folder of them. Raises ``BadInput`` for none."""
-    if path.is_file():
+    expected = "a poses.npz, OpenPose JSON, or a folder of them, one per video"
+    if not path.is_dir():
+        if require_file(path, expected).suffix.lower() in (*VIDEO_SUFFIXES, *IMAGES):
+            raise BadInput(path, f"a file ending in {path.suffix}", expected, hint=_MAKE)
         return {path.stem: path}
-    files = sorted(path.glob("*.npz")) or sorted(path.glob("*.json")) if path.is_dir() else []
+    files = sorted(path.glob("*.npz")) or sorted(path.glob("*.json"))
     if not files:
-        raise BadInput(
-            path, "no motion", "a poses.npz, OpenPose JSON, or a folder of them, one per video",
-            hint="`sa preprocess VIDEO -o poses.npz` makes one of a video",
-        )  # fmt: skip
+        raise BadInput(path, "no motion", expected, hint=_MAKE)
     return {file.stem: file for file in files}
 
 

@@ -67,8 +67,17 @@ def find_images(path: Path) -> dict[str, Path]:
     files = (e for e in path.iterdir() if e.is_file() and not e.name.startswith(".") and e.suffix.lower() in IMAGES)
     images = {file.stem: file for file in sorted(files, key=lambda e: natural_key(e.name))}
     if not images:
-        raise BadInput(path, "a folder without images", "one image per video, of its name", hint=command("ls", path))
+        hint = f"look with: {command('ls', path)}"
+        raise BadInput(path, "a folder without images", "one image per video, of its name", hint=hint)
     return images
+
+
+def require_folder(path: Path, expected: str) -> Path:
+    """Return ``path`` if it is a folder. Raises ``BadInput`` otherwise, as ``files.require_file`` does."""
+    if not path.is_dir():
+        require_file(path, expected)
+        raise BadInput(path, "a file", expected, hint="name the folder")
+    return path
 
 
 def match(predicted: Path, target: Path) -> list[Pair]:
@@ -100,7 +109,7 @@ def find_baselines(folder: Path | None, names: Sequence[str], source: Path) -> d
     them all: ``BadInput`` if one does not."""
     if folder is None:
         return {}
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    entries = sorted(require_folder(folder, "a folder with one folder of videos per system").iterdir())
     folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     if not folders:
         raise BadInput(

@@ -15,7 +15,7 @@ from stableanimator_cli.evaluate.report import TOOL, to_csv, write_text
 from stableanimator_cli.evaluate.scores import Table
 from stableanimator_cli.evaluate.study import FORMAT, KEY, QUESTIONS
 from stableanimator_cli.evaluate.tables import PUBLISHED, TABLE6
-from stableanimator_cli.files import json_text
+from stableanimator_cli.files import json_text, require_file
 from stableanimator_cli.metrics.bootstrap import clustered_interval, wilson_interval
 from stableanimator_cli.metrics.result import Better
 from stableanimator_cli.readers import read_json
@@ -270,10 +270,10 @@ def _latest(files: Mapping[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    if path.is_file():
-        yield path
+    if not path.is_dir():
+        yield require_file(path, "a file of answers, or a folder of them")
         return
-    files = sorted(path.glob("answers*.json")) if path.is_dir() else []
+    files = sorted(path.glob("answers*.json"))
     if not files:
         raise BadInput(
             path, "no answers*.json", "files that the page of a study saved", hint="copy them into the folder"
@@ -282,9 +282,10 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    data = read_json(file, "a file of answers")
+    hint = "name an answers*.json that the page of the study saved"
+    data = read_json(file, "a file of answers", hint=hint)
     if not isinstance(data, dict) or not isinstance(data.get("answers"), list):
-        raise BadInput(file, "no list of answers", "answers as the page saves them")
+        raise BadInput(file, "no list of answers", "answers as the page saves them", hint=hint)
     return data
 
 

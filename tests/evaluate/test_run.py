@@ -320,6 +320,44 @@ def test_wrong_settings_of_a_bench_are_refused_before_anything_is_written(
     assert not any(Path().iterdir())
 
 
+@pytest.mark.parametrize(
+    ("flags", "path", "what", "hint"),
+    [
+        ({"poses": "x"}, "nosuch.npz", "found no such file, expected a poses.npz", "did you mean {}/nosuchs.npz?"),
+        ({"poses": "x"}, "loop", "found a name that leads nowhere (too many levels of symbolic", "check the path"),
+        ({"poses": "x"}, "image.png", "found a file ending in .png, expected a poses.npz", "`sa preprocess VIDEO -o"),
+        ({"rivals": "x"}, "missing", "found no such file, expected a folder with one folder", "look with: ls"),
+        ({"rivals": "x"}, "image.png", "found a file, expected a folder with one folder", "name the folder"),
+        ({"inputs": "x", "tally": True}, "missing", "found no such file, expected a file of answers", "look with: ls"),
+        ({"inputs": "x", "tally": True}, "image.png", "it is not UTF-8 text", "name an answers*.json that the page"),
+        ({"inputs": "x", "tally": True}, "table.json", "found no list of answers", "name an answers*.json that the pa"),
+        ({"inputs": None, "ablation": "table2", "variants": "x"}, "missing", "found no such file, expected a folder",
+         "look with: ls"),
+        ({"inputs": None, "ablation": "table2", "variants": "x"}, "image.png", "found a file, expected a folder with",
+         "name the folder"),
+        ({"inputs": None, "bench": "tiktok", "data": "x"}, "missing", "found no such file, expected the folder of the",
+         "look with: ls"),
+        ({"inputs": None, "bench": "x"}, "image.png", "found no folder, and no bench of that name", "a folder holds"),
+        ({"inputs": None, "bench": "puppets"}, "", "found no such folder, and no bench", "did you mean puppet?"),
+    ],
+)  # fmt: skip
+def test_a_path_that_leads_to_nothing_usable_is_described_as_it_is(
+    truth: Path, tmp_path: Path, flags: dict[str, Any], path: str, what: str, hint: str
+) -> None:
+    """A missing folder had "no motion", "no folders" or no videos, and a file was "no such folder"."""
+    (tmp_path / "nosuchs.npz").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "table.json").write_text("{}")
+    write_image(tmp_path / "image.png", np.zeros((8, 8, 3), np.uint8))
+    given = {name: tmp_path / path if value == "x" else value for name, value in flags.items()}
+    shaped = {"inputs": lambda one: one and [one], "bench": str}
+    given = {name: shaped.get(name, lambda one: one)(value) for name, value in given.items()}
+    with pytest.raises(BadInput, match=re.escape(what)) as caught:
+        run(flags={"inputs": [truth, truth], "output": tmp_path / "out", **given}, animate=_no_animation)
+    assert str(caught.value.hint).startswith(hint.format(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
 def test_scores_have_a_folder_of_their_own_without_an_output(
     truth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

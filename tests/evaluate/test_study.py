@@ -99,7 +99,10 @@ def test_names_that_read_alike_have_media_of_their_own(folders: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "what"),
-    [({"reference_picture": None}, "no --reference-picture"), ({"poses": Path("nowhere")}, "no motion")],
+    [
+        ({"reference_picture": None}, "no --reference-picture"),
+        ({"poses": Path("nowhere")}, "nowhere: found no such file"),
+    ],
 )
 def test_a_study_needs_its_pictures(folders: Path, flags: dict[str, Any], what: str) -> None:
     with pytest.raises(BadInput, match=what):

@@ -123,9 +123,9 @@ def _fetch_into_cache(path: Path, name: str, inner: PurePosixPath) -> str:
         return _COPY if path.is_symlink() else "delete it, then import its folder again: `sa models import FOLDER`"
     if any(row.sha256 is None or row.path != str(inner) for row in listed):
         return f"delete it, and {pull} downloads it again"
-    if entry is None:
-        return _COPY
-    if not listed and not any(PurePosixPath(row.path).is_relative_to(inner) for row in rows):  # q4.gguf, by hand
+    if (
+        entry is not None and not listed and not any(PurePosixPath(row.path).is_relative_to(inner) for row in rows)
+    ):  # q4.gguf, by hand
         return f"{_COPY}, or delete it: it is no file of the catalogue, whose own files {pull} downloads"
     return f"download it again: {pull}"
 

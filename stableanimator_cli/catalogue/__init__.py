@@ -82,7 +82,11 @@ def load_entry(name_or_folder: str | Path) -> Entry:
     if isinstance(name_or_folder, str) and name_or_folder in names():
         return entry(name_or_folder)
     folder = expanded(name_or_folder)
-    return read(folder) if os.path.isfile(folder / FILE_NAME) else entry(str(name_or_folder))
+    if os.path.isdir(folder):
+        return read(folder)
+    if folder.name == str(name_or_folder):
+        return entry(folder.name)
+    raise missing_folder(folder, str(name_or_folder), names())
 
 
 def search_paths(found: Entry) -> tuple[Path, ...]:

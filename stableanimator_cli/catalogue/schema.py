@@ -155,7 +155,7 @@ def read(folder: Path) -> Entry:
     """Read ``folder/model.toml``. Raises ``ModelMissing`` if there is none, ``ModelDamaged`` if it is wrong."""
     path = folder / FILE_NAME
     if not os.path.lexists(path):
-        raise ModelMissing(f"{path}: not found", hint="a model folder holds a model.toml")
+        raise ModelMissing(f"{path}: not found", hint="name a model folder, which holds one, or a catalogue name")
     what, hint = "the description of a model", "see models/README.md"
     raw = read_toml(path, what, error=damaged_model, hint=hint)
     top = Fields.of(raw, path, what, error=damaged_model)

@@ -79,3 +79,18 @@ def test_a_local_folder_that_does_not_exist_is_not_sought_at_the_hub(
         assert first == hint
         assert len(others) == 1
         assert others[0].startswith("known names: antelopev2, ")
+
+
+def test_an_entry_of_a_folder_that_does_not_exist_is_no_name_of_the_catalogue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``sa models show runs/mina`` listed the catalogue's names alone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    with pytest.raises(ModelMissing, match=r"^runs/mina: no such model folder$") as caught:
+        catalogue.load_entry("runs/mina")
+    assert str(caught.value.hint).startswith("did you mean runs/mine?")
+    with pytest.raises(ModelMissing, match=r"^runs/mine/model\.toml: not found$"):
+        catalogue.load_entry("runs/mine")
+    with pytest.raises(ModelMissing, match="no model named 'mina' in the catalogue"):
+        catalogue.load_entry("mina")

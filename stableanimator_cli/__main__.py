@@ -15,6 +15,7 @@ from types import FrameType
 from stableanimator_cli import distributed
 from stableanimator_cli.cli import console, streams
 from stableanimator_cli.errors import BadUsage, Interrupted, SaError, as_sa_error
+from stableanimator_cli.errors import command as quoted
 
 # onnxruntime otherwise writes an id and a database under the user's cache when it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -81,7 +82,11 @@ def _fail_unexpected(error: Exception) -> int:
 
         ours = counterpart(command.split()[-1], flag)
         words = words if ours is None else f"no option {flag}: {ours}"
-    return _fail(BadUsage(words[:1].lower() + words[1:], hint=f"`{command} --help` shows what it takes"))
+    hint = f"`{command} --help` shows what it takes"
+    file = next((word for word in sys.argv[1:] if word.startswith("-") and os.path.lexists(word)), None)
+    if file is not None:
+        hint = f"a file of that name is given as {quoted(f'./{file}')}"
+    return _fail(BadUsage(words[:1].lower() + words[1:], hint=hint))
 
 
 def _fail(error: SaError) -> int:

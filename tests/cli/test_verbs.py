@@ -185,7 +185,7 @@ main()
     assert (child.returncode, out, err) == (130, "cleaned\n", "sa: interrupted\n")
 
 
-LISTS, HELPS, FAILS = ("models", "list"), ("animate", "--help"), ("models", "show", "nowhere/at/all")
+LISTS, HELPS, FAILS = ("models", "list"), ("animate", "--help"), ("models", "show", "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -353,3 +353,20 @@ def test_paragraphs_of_the_help_are_filled_to_the_width_of_the_terminal(name: st
         assert prose
         assert not any("\n" in part for part in prose), command.name
         assert all(len(part.split("\n")) > 1 for part in examples), command.name
+
+
+@pytest.mark.parametrize("line", ["evaluate -dash.mp4 b.mp4 -o s", "preprocess --dash.mp4 -o s"])
+def test_a_file_whose_name_starts_with_a_dash_is_named_with_its_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = line.split()[1]
+    monkeypatch.setattr(sys, "argv", ["sa", *line.split()])
+    for hint in (f"`sa {line.split()[0]} --help` shows what it takes", f"a file of that name is given as ./{name}"):
+        with pytest.raises(SystemExit) as left:
+            entry.main()
+        assert left.value.code == 2
+        message, shown = capsys.readouterr().err.splitlines()
+        assert message.startswith("sa: no such option: -")
+        assert shown == f"hint: {hint}"
+        Path(name).touch()

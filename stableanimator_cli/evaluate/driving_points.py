@@ -21,7 +21,7 @@ from stableanimator_cli.motion.openpose import load_openpose
 from stableanimator_cli.motion.track import largest
 from stableanimator_cli.records import Motion
 
-_MAKE = "`sa preprocess VIDEO -o poses.npz` makes one of a video"
+_MAKE = "`sa preprocess VIDEO --poses poses.mp4` writes poses.npz beside it"
 _TIME = re.compile(r"\d{1,18}(?:/[1-9]\d{0,17})?")
 _TOLERANCE = Fraction(1, 200)  # relative difference of rates that a container may have rounded
 

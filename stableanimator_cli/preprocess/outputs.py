@@ -7,14 +7,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stableanimator_cli.config.preprocess import PreprocessConfig
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, ConfigError, command
 from stableanimator_cli.files import carries_mark, check_apart, check_replaceable, remove_temporary_files
+from stableanimator_cli.media.decode import VIDEO_SUFFIXES
 from stableanimator_cli.preprocess import reference_layout
 from stableanimator_cli.preprocess.clip import FAILED, PreprocessJob, failure_path, is_failure
 from stableanimator_cli.preprocess.clip_entries import check_clip_replaceable
 from stableanimator_cli.preprocess.inputs import Source
 from stableanimator_cli.preprocess.report import INDEX, PAGE, REPORT
 
+_FILES = (".npz", ".npy", ".json", *VIDEO_SUFFIXES)
 REPORTS = (INDEX, REPORT, PAGE, *reference_layout.LISTS.values())
 
 
@@ -31,6 +33,18 @@ def remove_unfinished(files: Iterable[Path]) -> None:
     """Remove temporary files, and folders of frames, of killed runs for ``files``. Call it with them locked."""
     for file in files:
         remove_temporary_files(file.parent, rf"{re.escape(file.name)}(?:\.old)?", folders=True)
+
+
+def check_folder_name(output: Path) -> None:
+    """Raise for ``-o`` of clips that is a file, or would be a new folder with the name of a motion or a video."""
+    if output.exists() and not output.is_dir():
+        raise BadInput(output, "a file", "a folder for the clips", hint="choose another -o")
+    if output.suffix.lower() in _FILES and not output.exists():
+        video = output.with_suffix(".mp4")
+        hint = (
+            f"`{command('--poses', video)}` writes a skeleton video, and its keypoints to {video.with_suffix('.npz')}"
+        )
+        raise ConfigError("--output", str(output), "a folder for the clips of videos", hint=hint)
 
 
 def check_files(files: Sequence[Path], inputs: Sequence[Path]) -> None:

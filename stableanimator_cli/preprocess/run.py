@@ -19,7 +19,7 @@ from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.config.schema import resolve, to_toml
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.roles import ROLES
-from stableanimator_cli.errors import BadInput, ConfigError, SaError
+from stableanimator_cli.errors import ConfigError, SaError
 from stableanimator_cli.files import check_apart, exclusive_lock, locked_output
 from stableanimator_cli.media import has_unreadable_audio
 from stableanimator_cli.media.image import unused_content
@@ -34,6 +34,7 @@ from stableanimator_cli.preprocess.outputs import (
     REPORTS,
     check_files,
     check_folder,
+    check_folder_name,
     check_reports,
     inputs_of,
     poses_files,
@@ -175,8 +176,7 @@ def _model(config: PreprocessConfig) -> ModelFolder:
 def _output(config: PreprocessConfig) -> Path | None:
     """The folder of clips: ``-o``, else ``NAME.clips`` beside the only input. None without either."""
     if config.output is not None:
-        if config.output.exists() and not config.output.is_dir():
-            raise BadInput(config.output, "a file", "a folder for the clips", hint="choose another -o")
+        check_folder_name(config.output)
         return config.output
     if len(config.inputs) != 1:
         return None

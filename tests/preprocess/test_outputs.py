@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli import clip_folder
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import carries_mark, locked_output
 from stableanimator_cli.media import write_image
 from stableanimator_cli.motion.motion_file import load_motion
@@ -42,6 +42,19 @@ def test_an_output_is_never_an_input_nor_holds_one_nor_lies_in_one(preprocess, v
             with pytest.raises(BadInput, match=r"the output (is the same as|contains|lies in|is inside) the input"):
                 preprocess(given, output=output, layout=layout)
     assert drawn.contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["a.npz", "poses.mp4", "a.JSON"])
+def test_clips_are_not_written_into_a_new_folder_with_the_name_of_a_file(preprocess, video, tmp_path, name):
+    """`sa preprocess a.mp4 -o a.npz` made a folder `a.npz`, not a motion."""
+    before = drawn.contents(tmp_path)
+    with pytest.raises(ConfigError, match="expected a folder for the clips of videos") as caught:
+        preprocess(video, output=tmp_path / name)
+    stem = tmp_path / name.split(".")[0]
+    assert caught.value.hint == f"`--poses {stem}.mp4` writes a skeleton video, and its keypoints to {stem}.npz"
+    assert drawn.contents(tmp_path) == before
+    (tmp_path / name).mkdir()  # of an earlier version
+    assert preprocess(video, output=tmp_path / name).cached == 0
 
 
 def test_a_foreign_entry_in_the_place_of_a_clip_is_named_and_stays(preprocess, video, tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 from stableanimator_cli import clip_folder
 from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.errors import BadInput, SaError, command
-from stableanimator_cli.files import natural_key, sha256_of
+from stableanimator_cli.files import natural_key, require_file, sha256_of
 from stableanimator_cli.media.image import image_size_of
 from stableanimator_cli.preprocess.quality import SHORTEST, ClipFinding, findings, measure_quality
 from stableanimator_cli.preprocess.report import INDEX, listed_clips
@@ -75,9 +75,13 @@ class LintReport:
 
 def run(config: PreprocessConfig, reporter: Reporter) -> LintReport:
     """Check every clip below the only input. Raises ``BadInput`` if there is no clip."""
-    if len(config.inputs) != 1 or not config.inputs[0].is_dir():
-        raise BadInput(config.inputs[0], "no dataset", "one folder that `sa preprocess` wrote", hint="--lint DATASET")
-    root = config.inputs[0]
+    root, *others = config.inputs
+    expected = "one folder that `sa preprocess` wrote"
+    if others:
+        raise BadInput(others[0], "a second dataset", expected, hint="check one dataset per run")
+    if not root.is_dir():
+        require_file(root, expected)
+        raise BadInput(root, "a file, no dataset", expected, hint="name the folder of the dataset")
     clips = clip_folder.find_folders(root)
     plain = [folder for folder in clips if not (folder / "images").is_dir()]
     upstream = sorted({*find_upstream(root), *clips} - {*plain})

@@ -129,8 +129,14 @@ def test_what_is_no_dataset_is_refused(preprocess, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="no clip folder"):
         preprocess(tmp_path / "empty", lint=True)
-    with pytest.raises(BadInput, match="no dataset"):
-        preprocess(tmp_path / "nothing", lint=True)
+    with pytest.raises(BadInput, match="found no such file, expected one folder that `sa preprocess` wrote") as caught:
+        preprocess(tmp_path / "empt", lint=True)
+    assert caught.value.hint == f"did you mean {tmp_path / 'empty'}?"
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"report\.json: found a file, no dataset"):
+        preprocess(tmp_path / "report.json", lint=True)
+    with pytest.raises(BadInput, match="b: found a second dataset"):
+        preprocess(tmp_path / "empty", tmp_path / "b", lint=True)
 
 
 def test_findings_are_in_the_report_too(preprocess, tmp_path):

@@ -325,7 +325,7 @@ def test_wrong_settings_of_a_bench_are_refused_before_anything_is_written(
     [
         ({"poses": "x"}, "nosuch.npz", "found no such file, expected a poses.npz", "did you mean {}/nosuchs.npz?"),
         ({"poses": "x"}, "loop", "found a name that leads nowhere (too many levels of symbolic", "check the path"),
-        ({"poses": "x"}, "image.png", "found a file ending in .png, expected a poses.npz", "`sa preprocess VIDEO --poses"),
+        ({"poses": "x"}, "image.png", "found a file ending in .png, expected a poses", "`sa preprocess VIDEO --poses"),
         ({"rivals": "x"}, "missing", "found no such file, expected a folder with one folder", "look with: ls"),
         ({"rivals": "x"}, "image.png", "found a file, expected a folder with one folder", "name the folder"),
         ({"inputs": "x", "tally": True}, "missing", "found no such file, expected a file of answers", "look with: ls"),

@@ -32,7 +32,7 @@ MODEL = "puppet"
 PEOPLE = 3
 SUFFIXES = ("png", "npz", "face.npy", "mp4", "json", "other-face.mp4", "other-face.json")
 _MOTION = "wave"
-_QUICK = {"steps": 6, "schedule": "ays", "decode_chunk": 2}  # six renderings within a minute of two cores
+_QUICK = {"preset": "quick", "decode_chunk": 2}  # six renderings within a minute of two cores
 
 
 def demo(

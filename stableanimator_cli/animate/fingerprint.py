@@ -11,7 +11,7 @@ import json
 import platform
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ PEOPLE, FACE_OF = "people", "face of person "
 """Names of the facts of ``people``; the latter with a number."""
 
 Fingerprint = dict[str, str]
+_HIDDEN, _HIDDEN_ONCE = "hide_reference_face", {"False": "off", "True": "all"}  # once a switch
 _TABLES = frozenset(item.name for item in fields(AnimateConfig))
 
 
@@ -51,6 +52,8 @@ def settings(config: AnimateConfig) -> Fingerprint:
     Unless faces are optimised or measured, latents do not depend on decoding: a run that ran out of memory there may
     resume with another ``--decode-chunk``.
     """
+    if config.hide_reference_face == "exchanged" and config.people.names_faces is None:  # nobody gets another's face
+        config = replace(config, hide_reference_face="off")
     flat = dict(_flat(tomllib.loads(to_toml(config))))
     decodes_last = config.refine.face == "off" and config.refine.min_csim is None
     return {
@@ -72,6 +75,8 @@ def current_settings(facts: Mapping[str, str], now: Mapping[str, str]) -> Finger
         else:
             current[name] = value
     current |= dict(_flat(current_names(AnimateConfig, tables)))
+    if current.get(_HIDDEN) in _HIDDEN_ONCE:
+        current[_HIDDEN] = _HIDDEN_ONCE[current[_HIDDEN]]
     defaults = settings(AnimateConfig(reference=Path(), motion=Path(), output=Path("out.mp4")))
     return current | {name: defaults[name] for name in defaults if name in now and name not in current}
 

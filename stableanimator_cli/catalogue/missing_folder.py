@@ -17,21 +17,21 @@ def missing_folder(folder: Path, name: str, known: Sequence[str]) -> ModelMissin
     ``name`` is a local path if its first folder exists; only otherwise may OWNER/NAME be meant for the hub.
     """
     lines = [_whereabouts(folder)]
-    if hub.is_model_name(name) and not folder.parent.is_dir():
+    if hub.is_model_name(name) and not os.path.isdir(folder.parent):
         lines.append(f"a model of the hub is opened in its cache: `{command('hf', 'download', name)}`")
     return ModelMissing(f"{folder}: no such model folder", hint=(*lines, f"known names: {', '.join(known)}"))
 
 
 def _whereabouts(folder: Path) -> str:
-    if folder.is_symlink():
+    if os.path.islink(folder):  # pathlib raises for names that are too long
         return f"it is a link to {os.readlink(folder)}, which leads to no folder: mend the link, or name another folder"
     missing = folder
-    while not missing.parent.is_dir() and missing.parent != missing:
+    while not os.path.isdir(missing.parent) and missing.parent != missing:
         missing = missing.parent
     near = _nearest(missing)
     if near is not None:
         inner = (near / folder.relative_to(missing), near, near / "model")  # `model` is of the folder of a training run
-        meant = next((path for path in inner if (path / FILE_NAME).is_file()), near)
+        meant = next((path for path in inner if os.path.isfile(path / FILE_NAME)), near)
         return f"did you mean {meant}?"
     if missing != folder:
         return f"the folder {missing} does not exist either"

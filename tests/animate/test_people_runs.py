@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stableanimator_cli.animate import prepare, reference_face
+from stableanimator_cli.animate import fingerprint, prepare, reference_face
 from stableanimator_cli.animate.identity_gate import FaceSimilarity, PeopleIdentityMeter
 from stableanimator_cli.animate.replay import replay
-from stableanimator_cli.animate.run import run
+from stableanimator_cli.animate.run import resolve_config, run
 from stableanimator_cli.engine.conditioning import PeopleFaces
 from stableanimator_cli.errors import BadInput, ConfigError, NoFace
 from stableanimator_cli.media import VideoWriter, write_image
@@ -328,3 +328,19 @@ def test_a_plan_knows_the_people_of_keypoints(scene, tmp_path):
         run(flags=given | {"pair": "2:0"}, plan_only=True)
     alone = run(flags=given | {"motion": scene / "one.npz"}, plan_only=True)
     assert "people" not in alone.summary()
+
+
+def test_a_run_without_exchanged_faces_resumes_one_that_could_hide_none(scene: Path) -> None:
+    """Checkpoints of older versions hold a switch, or nothing."""
+    paths = {"reference": scene / "two.png", "motion": scene / "two.npz", "output": Path("o.mp4")}
+
+    def facts(**flags: object) -> dict[str, str]:
+        return fingerprint.settings(resolve_config(FLAGS | paths | flags, None)[0])
+
+    now, exchanged = facts(), facts(pair="0:1,1:0")
+    assert (now["hide_reference_face"], exchanged["hide_reference_face"]) == ("off", "exchanged")
+    for older, expected in (("False", "off"), ("True", "all"), (None, "off")):
+        stored = {name: value for name, value in now.items() if name != "hide_reference_face"}
+        if older is not None:
+            stored["hide_reference_face"] = older
+        assert fingerprint.current_settings(stored, now) == now | {"hide_reference_face": expected}

@@ -52,7 +52,7 @@ def settings(config: AnimateConfig) -> Fingerprint:
     Unless faces are optimised or measured, latents do not depend on decoding: a run that ran out of memory there may
     resume with another ``--decode-chunk``.
     """
-    if config.hide_reference_face == "exchanged" and config.people.names_faces is None:  # nobody gets another's face
+    if config.hide_reference_face == "exchanged" and config.people.names_faces is None:  # no face is another's
         config = replace(config, hide_reference_face="off")
     flat = dict(_flat(tomllib.loads(to_toml(config))))
     decodes_last = config.refine.face == "off" and config.refine.min_csim is None
